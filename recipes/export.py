@@ -39,8 +39,9 @@ class Export:
 
     def __post_init__(self) -> None:
         check_fields(self, precision=("fp32", "fp16", "bf16"))
-        odd = [name for name in self.graphs.split(",") if name and name not in GRAPHS]
-        check(not odd, "graphs", self.graphs, f"some of {', '.join(GRAPHS)}, with commas")
+        names = self.graphs.split(",") if self.graphs else []
+        sound = set(names) <= set(GRAPHS) and len(names) == len(set(names))
+        check(sound, "graphs", self.graphs, f"some of {', '.join(GRAPHS)}, once, with commas")
         check_license(self.license)
 
 

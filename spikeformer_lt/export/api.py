@@ -54,6 +54,7 @@ REPORTED = (
     "test_accuracy", "test_accuracy_interval", "val_accuracy", "test_count", "sparsity",
     "bits_per_weight", "params", "macs", "sops", "run_id",
 )  # fmt: skip
+ROUNDED = "rounded_to"  # the first precision that values were stored in, if not fp32
 EXACT = 1e-9  # gap of logits in float64 that counts as equal
 BATCH = 4
 
@@ -160,8 +161,11 @@ def export_run(
     if report.is_file():
         known = read_report(report, ExportError)
     elif not (inner / TICKET.manifest).is_file():
-        known = read_packed(inner).about
-    about = {name: known[name] for name in REPORTED if name in known}
+        packed = read_packed(inner)
+        known = dict(packed.about)
+        if packed.precision != "fp32":  # its values stay rounded, whatever they are stored as now
+            known.setdefault(ROUNDED, packed.precision)
+    about = {name: known[name] for name in (*REPORTED, ROUNDED) if name in known}
     if data:
         options["preprocess"] = _preprocess_of(ticket, data, root)
     return export_ticket(ticket, folder, about=about, **options)
@@ -346,7 +350,7 @@ def _size(group: str, rows: Sequence[Row], packed: Packed) -> Size:
         n, item = math.prod(row.shape), getattr(torch, row.dtype).itemsize
         kept = packed.ticket.mask.get(row.name)
         k = n if kept is None else int(kept.sum())
-        values, full = values + n, full + n * item
+        values, full = values + n, full + n * (max(4, item) if "float" in row.dtype else item)
         if 0 < k < n:
             bits -= k * math.log2(k / n) + (n - k) * math.log2(1 - k / n)
         plain = {"raw": item * n, "dense": wide * n, "sparse": wide * k, "binary": 0}[row.form]
@@ -496,9 +500,10 @@ def model_card(packed: Packed, found: Sequence[Size], check: Check) -> str:
     if prepared is not None:
         facts["input"] = prepared.described()
         imports, use = "import numpy as np\n", _USE.format(sample=prepared.sample())
+    coarse = _rounded(packed)
     for key, value in about.items():  # an accuracy is that of the run, before values were rounded
-        rounded = key.startswith(("test_acc", "val_acc")) and packed.precision != "fp32"
-        words = f" of the run, before rounding to {packed.precision}" if rounded else ""
+        rounded = key.startswith(("test_acc", "val_acc")) and coarse
+        words = f" of the run, before rounding to {coarse}" if rounded else ""
         unit = ", %" if "accuracy" in key else ""
         short = json.loads(json.dumps(value, default=str), parse_float=lambda x: round(float(x), 4))
         facts[key.replace("_", " ") + unit + words] = cell(short)
@@ -542,6 +547,12 @@ Checked when it was written, on a fixed batch:
 """
 
 
+def _rounded(packed: Packed) -> str:
+    """The precision that its values were rounded to, now or in an export before; or nothing."""
+    own = "" if packed.precision == "fp32" else packed.precision
+    return str(packed.about.get(ROUNDED, own))
+
+
 def _metadata(packed: Packed, prepared: Preprocess | None) -> dict[str, Any]:
     """The head of a card, in the hub's words; an accuracy at float32 is an entry of model-index."""
     known, about = packed.ticket.provenance, packed.about
@@ -555,7 +566,7 @@ def _metadata(packed: Packed, prepared: Preprocess | None) -> dict[str, Any]:
         "datasets": [data],
     }
     accuracy = about.get("test_accuracy")
-    if packed.precision == "fp32" and isinstance(accuracy, float):
+    if not _rounded(packed) and isinstance(accuracy, float):
         metric = {"type": "accuracy", "value": round(accuracy, 2), "name": "test accuracy, %"}
         result = {
             "task": {"type": task},

@@ -53,7 +53,7 @@ class HubTicket(
         made = compact(model_from_ticket(self.about.ticket))
         super().__init__(made.net, made.removed, made.preprocess)
         self.folder = Path(folder)
-        self.eval()
+        self.eval().use_lists()
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> HubTicket:

@@ -31,6 +31,8 @@ from spikeformer_lt.export.synapses import (
     MOST_EVENTS,
     FoldedConv2d,
     FoldedLinear,
+    alike,
+    declares_form,
     fire,
     fire_linear,
     has_byte_products,
@@ -59,21 +61,16 @@ from spikeformer_lt.layers.neuron import (
     takes_bits,
 )
 from spikeformer_lt.layers.units import (
-    ConvLayer,
     ConvUnit,
     Firing,
     Folded,
-    HiddenLayer,
     Integers,
-    LinearUnit,
     Reads,
     Unit,
     chains_of,
     map_rows,
 )
 from spikeformer_lt.preprocess import Preprocess
-
-OUR_UNITS = (ConvUnit, LinearUnit, ConvLayer, HiddenLayer)
 
 
 @dataclass(frozen=True)
@@ -144,6 +141,15 @@ class CompactModel(nn.Module):
         return f"{told}; large linear maps skip inputs at rest where few fired" * events or told
 
     __repr__ = described
+
+    @property
+    def T(self) -> int:
+        """Time steps, which may be changed at any time."""
+        return cast(Any, self.net).T  # type: ignore[no-any-return]
+
+    @T.setter
+    def T(self, steps: int) -> None:
+        cast(Any, self.net).T = steps
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify, without a graph for gradients; dense where hooks see parts of the network."""
@@ -270,27 +276,20 @@ def _fold_children(parent: nn.Module) -> None:
 
 
 def _folded_form(module: nn.Module) -> nn.Module | None:
-    """The folded form of a unit or an attention; None of other modules and of odd subclasses."""
+    """The folded form of a unit or an attention; None of others, odd subclasses and hooked ones."""
+    if hooked(*module.modules()):
+        return None
     try:
         if type(module) is SpikingSelfAttention:
-            parts = (module.q, module.k, module.v, module.proj)
-            return FoldedAttention(module) if all(map(_declares_form, parts)) else None
-        if not isinstance(module, Unit) or not _declares_form(module):
+            together = module.q, module.k, module.v
+            fits = alike(together) and all(map(declares_form, (*together, module.proj)))
+            return FoldedAttention(module) if fits else None
+        if not isinstance(module, Unit) or not declares_form(module):
             return None
         conv = isinstance(module.synapse, nn.Conv2d)
         return FoldedConvUnit(module) if conv else FoldedLinearUnit(module)
     except ConfigError:  # a normalisation without running statistics stays as it is
         return None
-
-
-def _declares_form(unit: nn.Module) -> bool:
-    """Whether ``folded()`` describes the unit's forward: a subclass may change forward alone."""
-    for kind in type(unit).__mro__:
-        if "folded" in vars(kind) or kind in OUR_UNITS:
-            return True
-        if "forward" in vars(kind):
-            return False
-    return False
 
 
 @torch.no_grad()

@@ -73,6 +73,8 @@ class Stream:
         self.frames = 0
         self._state = NeuronState()
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._total: Tensor | None = None  # of the logits so far; [B, K]
+        self._sure: Tensor | None = None  # images that have their net's confidence
 
     @torch.no_grad()
     def push(self, frame: Any) -> Tensor:
@@ -101,8 +103,28 @@ class Stream:
                 return given.new_zeros(len(given), 0, self.net.num_classes)
             clip = [torch.cat(parts) for parts in zip(*self._seen, strict=True)]
             self.reset()
-            found = self.net.classify_tokens(*clip)
+            halts = (
+                getattr(self.net, "confidence", 0.0) > 0
+            )  # over the clip, in the network's own way
+            found = self.net.classify(clip[2]) if halts else self.net.classify_tokens(*clip)
+        elif getattr(self.net, "confidence", 0.0) > 0:
+            found = self._held(found[0])[None]
         logits: Tensor = found.transpose(0, 1)
+        return logits
+
+    def _held(self, logits: Tensor) -> Tensor:
+        """The logits of a step, or the mean of those before of images that were sure by then.
+
+        That is `halting.until_sure`, frame by frame.
+        """
+        if self._total is None or self._sure is None:
+            self._total = torch.zeros_like(logits)
+            self._sure = logits.new_zeros(len(logits), dtype=torch.bool)
+        before = self._total / max(1, self.frames - 1)
+        logits = torch.where(self._sure[:, None], before, logits)
+        self._total = self._total + logits
+        mean = self._total / self.frames
+        self._sure = self._sure | (mean.softmax(1).amax(1) >= self.net.confidence)
         return logits
 
     def _prepared(self, frame: Any) -> Tensor:

@@ -22,10 +22,38 @@ from torch.nn import functional as F
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.kernels.dispatch import in_graph, is_plain, mode
 from spikeformer_lt.layers.neuron import NeuronConfig, observed, plain_lif
-from spikeformer_lt.layers.units import Folded, keeps_size
+from spikeformer_lt.layers.units import (
+    ConvLayer,
+    ConvUnit,
+    Folded,
+    HiddenLayer,
+    LinearUnit,
+    keeps_size,
+)
 
+OUR_UNITS = (ConvUnit, LinearUnit, ConvLayer, HiddenLayer)
 MOST_EVENTS = 16  # of a value: as many entries of a list are kept ready
 FEW_ROWS = 256  # of a step; the fused pass gains 5 to 14 % on 44 rows, nothing on 1,408 (measured)
+
+
+def declares_form(unit: nn.Module) -> bool:
+    """Whether ``folded()`` describes the unit's forward: a subclass may change forward alone."""
+    for kind in type(unit).__mro__:
+        if "folded" in vars(kind) or kind in OUR_UNITS:
+            return True
+        if "forward" in vars(kind):
+            return False
+    return False
+
+
+def alike(units: Sequence[Any]) -> bool:
+    """Whether one neuron can follow all: the same constants, inputs and dtype."""
+    facts = [
+        (type(u.neuron), u.neuron.params() if plain_lif(u.neuron) else repr(u.neuron), u.reads,
+         u.synapse.weight.dtype)
+        for u in units
+    ]  # fmt: skip
+    return all(own == facts[0] for own in facts)
 
 
 _SEEN = threading.local()

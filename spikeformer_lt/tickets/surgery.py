@@ -306,8 +306,13 @@ def model_from_ticket(
 
     Its attribute ``preprocess`` is the ticket's, or None. `network` takes the weights in place of a
     new one, which a ticket of no registered model needs. `overrides` are model arguments to
-    change, such as T; a TicketError where no model is named, or the weights do not fit it.
+    change, such as T; a TicketError where no model is named, the weights do not fit it, or a
+    `network` of ours, which has its arguments, comes with others.
     """
+    free = set() if isinstance(network, SpikingClassifier) else {"T", "image_size", "in_channels"}
+    if odd := {} if network is None else {k: overrides[k] for k in overrides if k not in free}:
+        told = ", ".join(f"{name}={shown(value)}" for name, value in odd.items())
+        raise TicketError(f"{told} with a network is not allowed: make the network with it")
     known: Any = ticket.provenance.get("model")
     given = known.get("args") if isinstance(known, dict) else None
     args = {**given, **overrides} if isinstance(given, dict) else overrides

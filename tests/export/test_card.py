@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from spikeformer_lt.errors import ConfigError
-from spikeformer_lt.export import export_ticket
+from spikeformer_lt.export import export_run, export_ticket
 
 
 def test_the_card_names_model_sizes_and_check(ticket, tmp_path: Path) -> None:
@@ -81,3 +81,22 @@ def test_the_head_of_a_card_is_what_the_hub_reads(ticket, tmp_path: Path) -> Non
     told = [node.text for node in picture if node.tag.endswith("text")]
     shares = ["masked weights", "50.0 %", "patch", "70.0 %", "total weight", "50.0 %"]
     assert told == [*shares, "digits, seed unknown, one network; bars: share kept"]
+
+
+def test_rounded_values_stay_so_in_an_export_of_an_export(ticket, tmp_path: Path) -> None:
+    export_ticket(ticket, tmp_path / "a", precision="bf16", about={"test_accuracy": 91.5})
+    for source, target in (("a", "b"), ("b", "c")):
+        export_run(tmp_path / source, tmp_path / target)
+        text = (tmp_path / target / "README.md").read_text()
+        assert "| test accuracy, % of the run, before rounding to bf16 | 91.5 |" in text
+        assert "model-index" not in yaml.safe_load(text.split("---\n")[1])
+
+
+def test_float32_is_four_bytes_a_value_whatever_the_ticket_has(net, tmp_path: Path) -> None:
+    _, _, ticket = net()
+    half = dataclasses.replace(
+        ticket, tensors={n: t.bfloat16() if t.is_floating_point() else t
+                         for n, t in ticket.tensors.items()}
+    )  # fmt: skip
+    sizes = [export_ticket(own, tmp_path / f"{i}").sizes for i, own in enumerate((ticket, half))]
+    assert [s.fp32 for s in sizes[0]] == [s.fp32 for s in sizes[1]]

@@ -219,3 +219,40 @@ def test_a_block_whose_mlp_computes_otherwise_keeps_its_form(net, images) -> Non
     x = images(model).double()
     with torch.no_grad():
         torch.testing.assert_close(compact(model)(x), model(x), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("part", ["q", "k", "v"])
+def test_neurons_that_differ_keep_their_own_constants(part: str, net, images) -> None:
+    """q, k and v run with one neuron where theirs are alike."""
+    model, _, _ = net()
+    model.double()
+    getattr(model.blocks[0].attn, part).act.v_threshold = 0.4
+    x, fast = images(model).double(), compact(model)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=0, atol=1e-9)
+    assert not any(isinstance(m, FoldedAttention) for m in fast.modules())
+
+
+@pytest.mark.parametrize("part", ["blocks.0.mlp.fc1", "blocks.0.mlp.fc1.linear", "blocks.0.attn",
+                                  "blocks.0.attn.v.act", "conv_pep.stages.1.norm"])  # fmt: skip
+def test_hooks_that_a_network_brings_along_are_called(part: str, net, images) -> None:
+    model, _, _ = net()
+    model.double()
+    plain, x = model(images(model).double()).detach(), images(model).double()
+    model.get_submodule(part).register_forward_hook(
+        lambda module, given, out: (out[0] * 3, *out[1:]) if isinstance(out, tuple) else out * 3
+    )
+    fast = compact(model)
+    with torch.no_grad():
+        wanted = model(x)
+    assert not torch.equal(wanted, plain)
+    torch.testing.assert_close(fast(x), wanted, rtol=0, atol=1e-9)
+
+
+def test_steps_of_a_compact_network_can_be_changed(net, images) -> None:
+    model, _, _ = net()
+    fast, x = compact(model), images(model)
+    fast.T = model.T = 5
+    assert fast.T == 5 and fast(x).shape[1] == 5
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x))

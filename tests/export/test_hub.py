@@ -23,7 +23,9 @@ def test_a_folder_goes_through_the_hubs_methods_unchanged(net, images, tmp_path:
     found = HubTicket.from_pretrained(tmp_path / "a")
     assert isinstance(found, HubTicket) and not found.training
     x = images(model)
-    assert torch.equal(found(x), load_exported(tmp_path / "a")(x))
+    other = load_exported(tmp_path / "a")
+    assert torch.equal(found(x), other(x))
+    assert found.layers == other.layers and found.describe() == other.describe()
     found.save_pretrained(tmp_path / "b")
     for name in FILES:
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()

@@ -13,9 +13,9 @@ import torch
 
 from spikeformer_lt import Mask, Ticket
 from spikeformer_lt.bundle import _seal, staged
-from spikeformer_lt.errors import SpikeformerError
+from spikeformer_lt.errors import SpikeformerError, TicketError
+from spikeformer_lt.export import export_ticket, load_exported
 from spikeformer_lt.export import file as packing
-from spikeformer_lt.export import load_exported
 from spikeformer_lt.export.codec import HUFFMAN, PRECISIONS
 from spikeformer_lt.export.file import CONFIG, TENSORS, read_packed
 
@@ -237,3 +237,10 @@ def test_large_tensors_come_back_from_any_number_of_threads(
         torch.set_num_threads(threads)
     assert [row.values[0] for row in found.rows] == [HUFFMAN, HUFFMAN, 0]
     assert [len(row.digest) for row in found.rows] == [8, 8, 8]
+
+
+def test_arguments_beside_a_network_are_refused(net, tmp_path: Path) -> None:
+    model, _, ticket = net()
+    export_ticket(ticket, tmp_path / "out")
+    with pytest.raises(TicketError, match="T=8, bananas=3 with a network is not allowed"):
+        load_exported(tmp_path / "out", model=model, T=8, bananas=3)

@@ -130,3 +130,24 @@ def test_what_cannot_stream_is_refused(net) -> None:
     model, _, _ = net()
     with pytest.raises(ExportError, match="training mode"):
         Stream(model.train())
+
+
+@pytest.mark.parametrize("patches", [0.0, 0.4])
+@pytest.mark.parametrize("confidence", [0.3, 0.6, 0.95])
+def test_images_that_are_sure_keep_their_logits(confidence, patches, net, images) -> None:
+    """As in a whole clip, where a later frame changes no class of theirs."""
+    model, _, _ = net(in_channels=2, patches=patches, T=6)
+    model.double()
+    clip = images(model, 8).double()
+    with torch.no_grad():
+        model.head.weight.mul_(80)
+        plain = model(clip)
+        model.set_halting((), confidence)
+        whole = model(clip)
+    assert not torch.equal(whole, plain), "no image was sure"
+    for given in (model, compact(model)):
+        stream = Stream(given)
+        for _ in range(2):
+            found = torch.cat([stream.push(clip[:, t]) for t in range(model.T)], 1)
+            torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)
+            stream.reset()

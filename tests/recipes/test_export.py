@@ -123,6 +123,8 @@ def test_the_recipe_writes_a_graph_in_integers(recipes, folder: Path) -> None:
         (["--run", "RUN"], "out"),
         (["--run", "RUN", "--out", "X", "--precision", "int4"], "fp32, fp16, bf16"),
         (["--run", "RUN", "--out", "X", "--graphs", "tflite"], "pt2, onnx, int8.onnx, nir"),
+        (["--run", "RUN", "--out", "X", "--graphs", "pt2,pt2"], "once, with commas"),
+        (["--run", "RUN", "--out", "X", "--graphs", ","], "once, with commas"),
         (["--run", "nowhere", "--out", "X"], "there is no such folder"),
         (["--run", "RUN", "--out", "RUN"], "already holds"),
     ],

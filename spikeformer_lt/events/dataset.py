@@ -22,7 +22,15 @@ from spikeformer_lt.events.formats import FileReader
 from spikeformer_lt.events.frame import EventDataOptions, EventOptions, narrow, to_frames
 from spikeformer_lt.events.recording import FIELDS, Events, Raw, Sensor, fit
 from spikeformer_lt.events.simulate import SIMULATED
-from spikeformer_lt.events.split import PARTS, Sample, Split, find_shared, limited, pairs_apart
+from spikeformer_lt.events.split import (
+    PARTS,
+    Sample,
+    Split,
+    find_shared,
+    limited,
+    pairs_apart,
+    shared_groups,
+)
 from spikeformer_lt.events.validate import Policy, Report, validate
 from spikeformer_lt.preprocess import Preprocess, Recordings
 from spikeformer_lt.rng import seed_for
@@ -109,7 +117,8 @@ class EventFrames(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if left_out and "windows" not in self._told:
             self._told.add("windows")
             told = f"{left_out} of {report.kept} events after the last of {len(frames)} windows"
-            log.info("%s: %s: %s; told of no other", self.name, report.source, told)
+            level = logging.WARNING if 2 * left_out > report.kept else logging.INFO
+            log.log(level, "%s: %s: %s; told of no other", self.name, report.source, told)
         small = narrow(frames)
         if self.cache is not None:
             self.cache.put(sample.key, fingerprint, small)
@@ -180,6 +189,9 @@ def event_splits(
         text = f"{split.name}: {len(shared)} recordings are in two parts, byte for byte"
         first = f"the first: {shared[0][0]} and {shared[0][1]}"
         report_shared(f"{text}; {first}", options.duplicates)
+    if people := shared_groups(samples):
+        text = f"{split.name}: {len(people)} persons are in two parts; the first: {people[0]}"
+        report_shared(text, options.duplicates)
     whole = (source, events, size, split.classes, _cache(split.name, source, events, size))
     parts = {p: EventFrames(f"{split.name} {p}", samples[p], *whole) for p in PARTS}
     if events.empty == "skip":

@@ -498,6 +498,10 @@ def limited(split: Split, limit_train: int | None, limit_test: int | None) -> Sp
         train = limit(split.name, split.train, limit_train)
         left = max(1, round(len(split.val) * len(train) / len(split.train)))
         val = limit(split.name, split.val, left)
+        for what, small, whole in (("train on", train, split.train), ("validate", val, split.val)):
+            if lost := {s.label for s in whole} - {s.label for s in small}:
+                told = f"limit_train={limit_train} leaves nothing to {what} of {len(lost)} classes"
+                log.warning("%s: %s", split.name, told)
         split = replace(split, train=tuple(train), val=tuple(val))
     if limit_test is not None:
         split = replace(split, test=tuple(limit(f"{split.name}/test", split.test, limit_test)))
@@ -522,6 +526,12 @@ def pairs_apart(
     groups = [sorted(place.keys() & group, key=place.__getitem__) for group in map(set, copies)]
     pairs = [(group[0], other) for group in groups for other in group[1:]]
     return sorted((one, other) for one, other in pairs if part_of[one] != part_of[other])
+
+
+def shared_groups(parts: Mapping[str, Sequence[Sample]]) -> list[str]:
+    """Return the persons, or other groups, of whom samples are in two parts, sorted."""
+    seen = Counter(g for own in parts.values() for g in {s.group for s in own if s.group})
+    return sorted(group for group, count in seen.items() if count > 1)
 
 
 def find_copies(

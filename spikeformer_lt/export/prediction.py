@@ -185,7 +185,8 @@ def _frames(x: Any, preprocess: Preprocess, how: Recordings, empty: bool = False
     size = preprocess.image_size
     array = x.numpy(force=True) if isinstance(x, Tensor) else x
     if isinstance(array, np.ndarray) and array.ndim in (4, 5):
-        return _counts(array, [how.T, 2, size, size])
+        counted = _counts(array, [how.T, 2, size, size])
+        return counted.clamp(max=1.0) if how.values == "binary" else counted
     source = name_of(array) if isinstance(array, str | Path) else "recording"
     kept = valid_events(array, how)
     transforms = Transforms.parse(how.transform, Sensor(*how.sensor))

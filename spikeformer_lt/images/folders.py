@@ -102,11 +102,10 @@ class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(pixels).permute(2, 0, 1), int(self.labels[index])
 
     def opened(self, index: int) -> Any:
-        """Return picture `index` of PIL, not decoded yet, for an augmentation that crops."""
-        from PIL import Image
+        """Return the whole picture `index` of PIL, not decoded yet, for an augmentation that crops.
 
-        if self.pixels is not None:
-            return Image.fromarray(self.pixels[index])
+        It is that of the file also where squares are kept decoded, which lack its sides.
+        """
         data = None if self.read is None else self.read(index)
         return open_picture(self.root / os.fsdecode(self.paths[index]), data)
 

@@ -128,6 +128,13 @@ class Augmentation(Protocol):
         """Make the transform of one sample."""
 
 
+def _seed_all(seed: int) -> None:
+    """Seed the three global generators that an augmentation may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (timm draws from it)
+    torch.default_generator.manual_seed(seed)
+
+
 @dataclass(eq=False, repr=False)
 class BatchReader:
     """Reads whole batches by their keys, in the main process or in a worker."""
@@ -167,10 +174,10 @@ class BatchReader:
         with isolated_rng(0):
             for key, seed in zip(keys, seeds, strict=True):
                 index = key[1]
+                if not isinstance(self.dataset, ArrayImages | FileImages):
+                    _seed_all(seed)  # theirs may draw as it is read
                 image = self._read(index, getattr(transform, "opens", False))
-                random.seed(seed)
-                np.random.seed(seed % 2**32)  # noqa: NPY002 (timm draws from it)
-                torch.default_generator.manual_seed(seed)
+                _seed_all(seed)
                 try:
                     images.append(transform(image))
                 except Exception as fault:

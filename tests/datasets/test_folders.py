@@ -153,6 +153,19 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path):
         create_dataset("event_folder", root=str(tmp_path / "no"), events=EVENTS)
 
 
+def test_keeping_pictures_decoded_changes_no_augmented_one(tmp_path):
+    """Crops are of the whole picture, also where its square is kept."""
+    put_pictures(tmp_path, size=(80, 40))
+    crop, found = Augment(resized_crop=0.08), []
+    for keep_mb in (0, 64):
+        how = {"keep_mb": keep_mb, "image_size": 24}
+        splits = create_dataset("image_folder", root=str(tmp_path), **how)
+        assert (splits.train.pixels is not None) == bool(keep_mb)
+        loader = train_loader(splits.train, crop, 4, 3, 0)
+        found.append(torch.cat([images for images, *_ in loader]))
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("keep_mb", [0, 64])
 def test_pictures_are_what_predict_makes_of_the_files(tmp_path, keep_mb):
     put_pictures(tmp_path)

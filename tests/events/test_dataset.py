@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from spikeformer_lt.events.dataset import EventFrames, Source, event_splits
 from spikeformer_lt.events.formats import FileReader
 from spikeformer_lt.events.frame import EventDataOptions, EventOptions
 from spikeformer_lt.events.recording import Raw, Sensor, make_events
-from spikeformer_lt.events.split import Sample, Split, hold_out
+from spikeformer_lt.events.split import Sample, Split, hold_out, limited
 from spikeformer_lt.images.loader import eval_loader
 
 SENSOR = Sensor(128, 128)
@@ -360,6 +360,29 @@ def test_a_recording_in_train_and_test_is_told_or_refused(root, caplog):
         made(root, duplicates="refuse")
     with pytest.raises(ConfigError, match="duplicates='drop'"):
         made(root, duplicates="drop")
+
+
+def test_a_small_split_says_which_classes_it_leaves_out(caplog):
+    samples = [Sample(f"{i:02d}.npy", label=i % 5) for i in range(40)]
+    whole = Split("made", tuple("abcde"), *map(tuple, (samples[:20], samples[20:30], samples[30:])))
+    with caplog.at_level(logging.WARNING):
+        limited(whole, 10, None)
+        assert not caplog.text
+        limited(whole, 2, None)
+    assert "limit_train=2 leaves nothing to train on of 3 classes" in caplog.text
+    assert "limit_train=2 leaves nothing to validate of 4 classes" in caplog.text
+
+
+def test_a_person_in_train_and_test_is_told_or_refused(root, caplog, monkeypatch):
+    whole = split()
+    people = {part: tuple(replace(s, group=f"{part if i else 'ann'}") for i, s in enumerate(own))
+              for part in ("train", "val", "test") if (own := getattr(whole, part))}  # fmt: skip
+    monkeypatch.setitem(globals(), "split", lambda: replace(whole, **people))
+    with caplog.at_level(logging.WARNING):
+        made(root)
+    assert "1 persons are in two parts; the first: ann" in caplog.text
+    with pytest.raises(DataError, match="first: ann; to accept them use duplicates=report"):
+        made(root, duplicates="refuse")
 
 
 @pytest.mark.fault(18)

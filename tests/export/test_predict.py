@@ -17,6 +17,7 @@ from PIL import Image
 from spikeformer_lt import Ticket, create_dataset, create_model, load_exported
 from spikeformer_lt.config import to_dict
 from spikeformer_lt.errors import DataError, ExportError
+from spikeformer_lt.events import EventOptions
 from spikeformer_lt.events.recording import EVENTS
 from spikeformer_lt.export import (
     CompactModel,
@@ -293,6 +294,15 @@ def test_recordings_become_the_frames_that_training_saw(tmp_path: Path) -> None:
     for index in (0, 3):
         recording, _ = data.test.events(index)
         assert torch.equal(to_input(recording, how)[0], data.test[index][0])
+
+
+def test_counts_are_binary_where_the_network_read_binary_frames() -> None:
+    data = create_dataset(
+        "moving_digits", image_size=16, events=EventOptions(T=16, values="binary")
+    )
+    assert data.preprocess is not None
+    counts = np.full((2, 16, 2, 16, 16), 3.0)
+    assert to_input(counts, data.preprocess).max() == 1.0
 
 
 EVENT_FAULTS: list[tuple[Any, str]] = [

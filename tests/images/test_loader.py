@@ -425,3 +425,20 @@ def test_repeats_are_the_same_pictures_each_augmented_anew(random_images):
     ]
     together = [torch.cat([a[0], b[0]]) for a, b in zip(*ranks, strict=True)]
     assert all(torch.equal(a, b[0]) for a, b in zip(together, batches, strict=True))
+
+
+class Drawing(Unhappy):
+    """A data set that draws as it is read."""
+
+    def __getitem__(self, index):
+        return torch.rand(1, 4, 4), 0
+
+
+def test_what_a_data_set_draws_is_of_seed_epoch_and_index():
+    transform = Augment(hflip=0.5).build((0.0,), (1.0,), 4)
+    reader = BatchReader(Drawing(), transform)
+    first, *others = (reader.__getitems__(keys)[0] for keys in (
+        [(0, 4), (0, 5)], [(0, 5), (0, 4)], [(1, 4), (1, 5)],
+    ))  # fmt: skip
+    assert torch.equal(others[0], first.flip(0))
+    assert not torch.equal(others[1][0], first[0])

@@ -873,8 +873,9 @@ def test_convolutions_between_normalisations_are_one_convolution(awaken: Any) ->
     unit = next(m for m in model.modules() if isinstance(m, RepConv))
     rows = (torch.rand(T, B, 3, 4, 16) < 0.3).double()
     folded, seen = unit.folded(), []
-    unit.act.register_forward_hook(lambda m, x, out: seen.append(x[0]))
+    hook = unit.act.register_forward_hook(lambda m, x, out: seen.append(x[0]))
     unit(rows, T)
+    hook.remove()
     maps = F.conv2d(rows.flatten(0, 1).permute(0, 3, 1, 2), folded.weight, folded.bias, padding=1)
     current = maps.permute(0, 2, 3, 1).unflatten(0, (T, B))
     assert torch.allclose(seen[0], current, rtol=0, atol=1e-12)

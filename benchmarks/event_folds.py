@@ -95,11 +95,14 @@ def table(folder: Path, count: int) -> None:
             )
             size = sum(part == "val" for part, *_ in made["recordings"])
             right, held = right + round(report["val_accuracy"] * size / 100), held + size
-            outcomes.setdefault(variant, []).append(outcome(run))
+            found = outcome(run)
+            outcomes.setdefault(variant, []).append(found)
+            one = accuracy_interval([found.accuracy], found.count)
             rows.append({
                 "variant": variant, "fold": fold, "held out": size,
                 "held-out accuracy %": f"{report['val_accuracy']:.2f}",
                 "test accuracy %": f"{report['test_accuracy']:.2f}",
+                "95 % interval": f"[{one.low:.2f}, {one.high:.2f}]",
                 "seconds": f"{report['seconds']:.0f}", "split": made["sha256"][:12],
             })  # fmt: skip
         test = accuracy_interval(

@@ -17,10 +17,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from spikeformer_lt import create_dataset
 from spikeformer_lt.events.split import Sample, Split
+from spikeformer_lt.reports.comparison import outcome_of
 from spikeformer_lt.reports.statistics import Outcome, accuracy_interval, contrast, holm, wilson
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "dvs128-objects" / "folds"
@@ -69,18 +68,6 @@ def split(root: Path, count: int) -> None:
         print(f"fold {number}: {len(own)} recordings of {len(held)} people: {' '.join(held)}")
 
 
-def outcome(run: Path) -> Outcome:
-    """The test result of a run and its answers."""
-    report = json.loads((run / "report.json").read_text("utf-8"))
-    saved = load_file(run / "predictions.safetensors")
-    return Outcome(
-        report["test_accuracy"],
-        report["test_count"],
-        saved["predicted"].numpy(),
-        saved["label"].numpy(),
-    )
-
-
 def table(folder: Path, count: int) -> None:
     """Write runs.csv and table.md."""
     rows, lines = [], []
@@ -95,7 +82,8 @@ def table(folder: Path, count: int) -> None:
             )
             size = sum(part == "val" for part, *_ in made["recordings"])
             right, held = right + round(report["val_accuracy"] * size / 100), held + size
-            found = outcome(run)
+            found = outcome_of(report, run)
+            assert found is not None  # a finished run has its test
             outcomes.setdefault(variant, []).append(found)
             one = accuracy_interval([found.accuracy], found.count)
             rows.append({

@@ -198,12 +198,17 @@ def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
                     if "spikingjelly" in took:
                         rows[-1]["spikingjelly_ms"] = took["spikingjelly"]
                         rows[-1]["peer_ratio"] = took["spikingjelly"] / took["ours"]
-                    if "before" in took:
-                        rows[-1]["before_ms"] = took["before"]
-                        rows[-1]["before_ratio"] = took["before"] / took["ours"]
-                        rows[-1]["before_gap"] = apart
+                    rows[-1] |= against_earlier(took, apart)
                     print(shown(rows[-1]), flush=True)
     return rows
+
+
+def against_earlier(took: dict[str, float], apart: float) -> dict[str, float]:
+    """Columns of a row for the earlier checkout, if it was timed."""
+    if "before" not in took:
+        return {}
+    ratio = took["before"] / took["ours"]
+    return {"before_ms": took["before"], "before_ratio": ratio, "before_gap": apart}
 
 
 @cache
@@ -343,10 +348,7 @@ def steps(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "ratio": took["dense"] / took["ours"], "sops": 1 / (1 - sparsity),
                 "gap": own.check(given, sparsity), "firing": f"{min(seen):.2f} to {max(seen):.2f}",
             })  # fmt: skip
-            if "before" in took:
-                found[-1]["before_ms"] = took["before"]
-                found[-1]["before_ratio"] = took["before"] / took["ours"]
-                found[-1]["before_gap"] = apart
+            found[-1] |= against_earlier(took, apart)
             print(shown(found[-1]), flush=True)
     return found
 

@@ -28,13 +28,13 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by by
 def _tensor_at(model: nn.Module, name: str) -> Tensor | None:
     """The parameter or buffer of this name, without a walk through the network, if it is found."""
     *path, last = name.split(".")
-    owner: nn.Module | None = model
+    owner: Any = model
     try:
         for part in path:
-            owner = None if owner is None else owner._modules[part]
-        found = None if owner is None else owner._parameters.get(last)
-        return found if found is not None or owner is None else owner._buffers.get(last)
-    except (KeyError, AttributeError, RuntimeError):  # or a scripted module
+            owner = owner._modules[part]
+        found: Tensor | None = owner._parameters.get(last)
+        return owner._buffers.get(last) if found is None else found
+    except (KeyError, AttributeError, RuntimeError):  # no such module, or a scripted one
         return None
 
 

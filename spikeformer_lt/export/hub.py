@@ -52,8 +52,9 @@ class HubTicket(
         self.about = read_packed(folder)
         made = compact(model_from_ticket(self.about.ticket))
         super().__init__(made.net, made.removed, made.preprocess)
+        self.layers, self._found = made.layers, made._found
         self.folder = Path(folder)
-        self.eval().use_lists()
+        self.eval()
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> HubTicket:

@@ -93,7 +93,7 @@ class Stream:
             ExportError: pixels or events, and the network came without its preprocess.
         """
         given, state = self._prepared(frame), self._state.copy()
-        images = self._checked(given)
+        images, halts = self._checked(given), getattr(self.net, "confidence", 0.0) > 0
         with carry(state):
             found = self._step.stem_tokens(images) if self._selects else self._step.classify(images)
         self._state, self.frames = state, self.frames + 1  # a frame that fails changes nothing
@@ -103,11 +103,8 @@ class Stream:
                 return given.new_zeros(len(given), 0, self.net.num_classes)
             clip = [torch.cat(parts) for parts in zip(*self._seen, strict=True)]
             self.reset()
-            halts = (
-                getattr(self.net, "confidence", 0.0) > 0
-            )  # over the clip, in the network's own way
             found = self.net.classify(clip[2]) if halts else self.net.classify_tokens(*clip)
-        elif getattr(self.net, "confidence", 0.0) > 0:
+        elif halts:
             found = self._held(found[0])[None]
         logits: Tensor = found.transpose(0, 1)
         return logits

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -19,17 +20,15 @@ from spikeformer_lt.layers.kernels.jit import (
     at,
     cut,
     flat,
-    get,
     inner,
     outer,
-    put0,
-    put1,
     run,
 )
-from spikeformer_lt.layers.kernels.simd import Lanes, fma, turned, write
+from spikeformer_lt.layers.kernels.simd import Lanes, call, fma, read, turned, write
 
 TILE = COLUMNS * MASKS  # columns whose sums registers hold
 _STAY = np.zeros(1, np.int64)
+_WORD = 64  # weights whose masks are read at once
 
 
 @intrinsic
@@ -75,40 +74,102 @@ def to_rows(row, out, n, made, begin, first, wide, groups, width):
                 out[to + i * made + c] = row[(c * width + r) * 16 + i]
 
 
+@intrinsic
+def _word(_context, kept, index):
+    """Of 64 bytes from `index` on, one bit each: whether it is not zero."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide = ir.VectorType(ir.IntType(8), _WORD)
+        here = at(context, builder, signature.args[0], args[0], args[1])
+        some = builder.icmp_unsigned("!=", read(builder, here, wide, 1), wide(None))
+        return builder.bitcast(some, ir.IntType(_WORD))
+
+    return types.uint64(kept, types.intp), generate
+
+
+def _counted(name: str) -> Any:
+    @intrinsic
+    def counted(_context, word):
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            own = [args[0], ir.IntType(1)(0)] if name == "cttz" else [args[0]]
+            return call(builder, f"llvm.{name}.i{_WORD}", args[0].type, own)
+
+        return types.intp(types.uint64), generate
+
+    return counted
+
+
+_first, _ones = _counted("cttz"), _counted("ctpop")
+
+
+@inner()
+def _kept(kept, at, count):
+    """The word of `count` bytes, at most 64."""
+    if count == _WORD:
+        return _word(kept, at)
+    word = np.uint64(0)
+    for i in range(count):
+        word |= np.uint64(kept[at + i] != 0) << np.uint64(i)
+    return word
+
+
 @outer
 def count_kernel(lo, hi, kept, width, start):
     """Entries of rows lo to hi that are kept; those of row o in start[o + 1]."""
     for o in range(lo, hi):
         count = 0
-        for i in range(o * width, (o + 1) * width):
-            count += get(kept, i)
+        for i in range(0, width, _WORD):
+            count += _ones(_kept(kept, o * width + i, min(_WORD, width - i)))
         start[o + 1] = count
 
 
 @outer
-def entries_kernel(lo, hi, kept, channels, taps, start, index, place):
-    """The lists of rows lo to hi, of weights [out, channels, taps]."""
-    width = channels * taps
-    row, where = np.empty(width + 1, index.dtype), np.empty(width + 1, place.dtype)
+def entries_kernel(lo, hi, kept, input_of, tap_of, start, index, place):
+    """The lists of rows lo to hi, of weights whose flat places have such inputs and taps.
+
+    Places are by tap and then by channel, in a list; those of one tap are in their order.
+    """
+    width, taps = input_of.size, tap_of[-1] + 1
+    found, free = np.empty(width, np.int64), np.empty(taps + 1, np.int64)
     for o in range(lo, hi):
         count = 0
+        for i in range(0, width, _WORD):
+            word = _kept(kept, o * width + i, min(_WORD, width - i))
+            while word:
+                found[count] = i + _first(word)
+                word &= word - np.uint64(1)
+                count += 1
+        if taps == 1:
+            index[start[o] : start[o + 1]] = found[:count]
+            place[start[o] : start[o + 1]] = found[:count] + o * width
+            continue
+        free[:] = 0
+        for e in range(count):
+            free[tap_of[found[e]] + 1] += 1
+        free[0] = start[o]
         for tap in range(taps):
-            for c in range(channels):  # without a branch, which a mask would mislead
-                at = o * width + c * taps + tap
-                put0(row, count, np.uint32(tap * channels + c))
-                put1(where, count, np.int64(at))
-                count += get(kept, at)
-        index[start[o] : start[o + 1]] = row[:count]
-        place[start[o] : start[o + 1]] = where[:count]
+            free[tap + 1] += free[tap]
+        for e in range(count):
+            tap = tap_of[found[e]]
+            index[free[tap]] = input_of[found[e]]
+            place[free[tap]] = o * width + found[e]
+            free[tap] += 1
 
 
 @outer
-def turning_kernel(lo, hi, start, index, place, free, back, where, plane, shifts):
-    """Lists of the inputs from those of outputs lo to hi; free[i] is the next place of input i."""
+def turning_kernel(lo, hi, start, index, place, free, back, where, channels, plane, shifts):
+    """Lists of the inputs from those of outputs lo to hi; free[i] is the next place of input i.
+
+    Without `back`, free[i] is raised by the entries of input i.
+    """
     for o in range(lo, hi):
+        first, tap = 0, 0
         for e in range(start[o], start[o + 1]):
-            i, tap = index[e] % free.size, index[e] // free.size
-            back[free[i]], where[free[i]] = o * plane + shifts[tap], place[e]
+            while index[e] >= first + channels:
+                first, tap = first + channels, tap + 1
+            i = index[e] - first
+            if back is not None:
+                back[free[i]], where[free[i]] = o * plane + shifts[tap], place[e]
             free[i] += 1
 
 
@@ -143,7 +204,9 @@ class Lists:
         run(count_kernel, cuts, (mask, width, start))
         start = start.cumsum()
         index, place = np.empty(start[-1], np.uint32), np.empty(start[-1], np.int64)
-        run(entries_kernel, cuts, (mask, channels, taps, start, index, place))
+        channel, tap = np.divmod(np.arange(width), taps)
+        own = (tap * channels + channel).astype(np.uint32), tap
+        run(entries_kernel, cuts, (mask, *own, start, index, place))
         return cls(start, index, place, tuple(kept.shape))
 
     def turned(self, plane: int = 1, shifts: Array = _STAY) -> Self:
@@ -151,10 +214,12 @@ class Lists:
         channels = self.shape[1]
         assert shifts.size == math.prod(self.shape[2:])
         start = np.zeros(channels + 1, np.int64)
-        start[1:] = np.bincount(self.index % channels, minlength=channels).cumsum()
         index, place = np.empty_like(self.index), np.empty_like(self.place)
-        own = self.start, self.index, self.place, start[:-1].copy(), index, place, plane, shifts
-        run(turning_kernel, cut(self.start.size - 1, 0, 1), own)
+        whole, lines = cut(self.start.size - 1, 0, 1), (self.start, self.index, self.place)
+        run(turning_kernel, whole, (*lines, start[1:], None, None, channels, plane, shifts))
+        start = start.cumsum()
+        free = start[:-1].copy()
+        run(turning_kernel, whole, (*lines, free, index, place, channels, plane, shifts))
         return type(self)(start, index, place, self.shape)
 
     def placed(self, parts: Array, out: Array) -> None:

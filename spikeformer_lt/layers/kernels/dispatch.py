@@ -417,10 +417,9 @@ class Costs:
 
 
 _COSTS = {
-    "avx512": Costs(10.5, 4.4, 4.0, {  # cycles of a Sapphire Rapids: masks and sums share a port
-        "fused": (16.5, 60.0, 0.0), "forward": (21.0, 120.0, 120.0),
-        "weights": (27.0, 80.0, 80.0), "numbers": (42.0, 200.0, 200.0),
-        "maps": (45.0, 120.0, 120.0),  # a Zen 5's share of "numbers"
+    "avx512": Costs(3.71, 1.59, 1.4, {  # ns of an Emerald Rapids: masks and sums share a port
+        "fused": (6.2, 29.7, 24.9), "forward": (7.5, 262.0, 60.6),
+        "weights": (9.1, 134.0, 17.4), "numbers": (11.2, 84.0, 264.0), "maps": (11.3, 0.0, 738.0),
     }),
     "zen4": Costs(4.94, 1.68, 1.1, {  # ns of a Zen 4 (benchmarks/costs.py), which halves vectors
         "fused": (4.7, 34.0, 24.0), "forward": (5.0, 127.0, 107.0),

@@ -29,6 +29,7 @@ from spikeformer_lt.layers.kernels.simd import Lanes, call, fma, read, turned, w
 TILE = COLUMNS * MASKS  # columns whose sums registers hold
 _STAY = np.zeros(1, np.int64)
 _WORD = 64  # weights whose masks are read at once
+_QUICK = 16  # masks that take as long as an update of a neuron
 
 
 @intrinsic
@@ -200,7 +201,7 @@ class Lists:
         (made, channels), taps = kept.shape[:2], math.prod(kept.shape[2:])
         mask, width = flat(kept.contiguous().view(torch.uint8)), channels * taps
         start = np.zeros(made + 1, np.int64)
-        cuts = cut(made, mask.size, 1)
+        cuts = cut(made, mask.size // _QUICK, 1)
         run(count_kernel, cuts, (mask, width, start))
         start = start.cumsum()
         index, place = np.empty(start[-1], np.uint32), np.empty(start[-1], np.int64)

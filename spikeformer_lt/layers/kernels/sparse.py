@@ -495,8 +495,8 @@ def product(
     tile = maps.Tile.of(x.shape) if conv else None
 
     def choose(planes: int) -> tuple[bool, ...]:
-        forward, *rest = ways(weight.shape, columns, kept.density, planes, tile)
-        return forward, *(way and not kept.whole for way in rest)
+        *two, by_output = ways(weight.shape, columns, kept.density, planes, tile)
+        return *two, by_output and not kept.whole
 
     if not weight.is_contiguous() or not any(choose(1)):
         return None

@@ -376,7 +376,8 @@ class FoldedUnit(Firing, nn.Module):
         if fits := self._fits_lists():
             digits = self._most().bit_length()
             ratio = _gain(weight.shape, density, digits) or 0.0
-            ratio /= 2.5 if self.synapse.as_bytes and has_byte_products() else 1.0
+            in_bytes = self.synapse.as_bytes and has_byte_products()
+            ratio /= dispatch.BYTES_GAIN[weight.dim()] if in_bytes else 1.0
         self.by_lists = fits and (how == "always" or (how == "auto" and ratio > dispatch.WORTH))
         return LayerChoice(name, self.by_lists, density, ratio)
 

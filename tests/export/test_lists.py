@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
+from spikeformer_lt.export import inference
 from spikeformer_lt.export.inference import (
     CompactModel,
     FoldedLinearUnit,
@@ -194,6 +195,31 @@ def test_the_choice_follows_the_density(processor: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("SPIKEFORMER_SPARSE", "some")
     with pytest.raises(ConfigError, match="SPIKEFORMER_SPARSE='some'"):
         layers(0.95)
+
+
+@pytest.mark.parametrize("processor", ["avx512", "zen4", "zen5"])
+def test_binary_convolutions_take_lists_where_these_beat_bytes(
+    processor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes gain less over Winograd's convolution than over a product of linear maps."""
+    monkeypatch.setattr(simd, "PROCESSOR", processor)
+    torch.manual_seed(0)
+    model: Any = create_model("spikformer_cifar", embed_dim=192, depth=1, num_heads=4).eval()
+    convs = [unit.conv for _, unit in model.conv_pep.units()][1:]
+
+    def layers(density: float, bytes_too: bool) -> list[Any]:
+        monkeypatch.setattr(inference, "has_byte_products", lambda: bytes_too)
+        for conv in convs:
+            kept = torch.rand(conv.weight.shape) < density
+            conv.weight.data = torch.where(kept, torch.randn(kept.shape).sign(), 0.0)
+        found = compact(model).layers
+        return [layer for layer in found if layer.name.startswith("conv_pep")][1:]
+
+    few, floats, many = layers(0.05, True), layers(0.05, False), layers(0.4, True)
+    assert len(few) == len(convs) and all(layer.lists for layer in few)
+    assert not any(layer.lists for layer in many)
+    for own, other in zip(few, floats, strict=True):
+        assert 1.4 < other.ratio / own.ratio < 1.8
 
 
 @pytest.mark.parametrize("name", ["spikformer_toy", "spikingformer_toy", "qkformer_toy"])

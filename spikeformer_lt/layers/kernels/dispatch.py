@@ -437,6 +437,7 @@ _COSTS = {
     }),
 }  # fmt: skip
 WORTH = 1.15  # a gain that is taken: estimates err
+BYTES_GAIN = {2: 2.5, 4: 1.6}  # over linear maps, and over Winograd's convolutions, of floats
 EVENTS_GAIN = 2.5  # times as fast as a dense product, where one input in six fires
 
 

@@ -177,6 +177,7 @@ def event_splits(
     check(1 <= size <= _LARGEST_SIZE, "image_size", size, f"1 to {_LARGEST_SIZE} pixels")
     if events.split_file is not None and os.path.exists(events.split_file):
         split = split.as_saved(events.split_file)
+        log.info("%s: parts of %s, not of val_fraction", split.name, name_of(events.split_file))
     elif events.split_file is not None:
         split.save(events.split_file)
     split = limited(split, options.limit_train, options.limit_test)
@@ -234,6 +235,7 @@ def _cache(
         "transform": options.transform,
         "reader": repr(source.read),
         "reader_code": source_of(source.read),
+        "root": "" if options.cache == "auto" else str(source.root and source.root.resolve()),
         "sensor": str(source.sensor),
         "size": size,
     }

@@ -158,7 +158,8 @@ def read_npz(
 def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
     """Read x, y, p and t (or t_us) of a group "events" or of the file, or a table "CD/events".
 
-    Columns may also be called as `field_of` knows; ts is in seconds where it is real.
+    Columns may also be called as `field_of` knows; ts is in seconds where it is real, unless
+    another unit than microseconds is given.
 
     Raises:
         DataError: the package h5py or the plug-in that unpacks it is missing, the file is damaged,
@@ -183,7 +184,8 @@ def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
                 names = {field_of(own): own for own in theirs if field_of(own) in (*FIELDS, "t")}
                 tables = {name: _own(found, own) for name, own in names.items()}
                 time = tables.get("t")
-                if names.get("t") == "ts" and time is not None and time.dtype.kind == "f":
+                real = names.get("t") == "ts" and time is not None and time.dtype.kind == "f"
+                if real and microseconds_per_tick == 1:
                     microseconds_per_tick = UNITS["s"]
             kept = {n: table for n, table in tables.items() if isinstance(table, h5py.Dataset)}
             for name, table in kept.items():
@@ -217,7 +219,8 @@ def read_txt(
 
     A first line of the names x, y, p and t (or t_us) tells the order. Without it the order is
     `columns`; where these are the usual ones and not all of the first column is whole, it is t, x,
-    y, p with times in seconds, as in the Event Camera Dataset (Mueggler et al., arXiv:1610.08336).
+    y, p with times in seconds, as in the Event Camera Dataset (Mueggler et al., arXiv:1610.08336),
+    unless another unit than microseconds is given.
 
     Raises:
         DataError: no text, or a line of another form.
@@ -251,7 +254,8 @@ def read_txt(
             table = dict(zip(named, table.T, strict=True))
         elif tuple(columns) == FIELDS and (np.floor(table[:, 0]) < table[:, 0]).any():
             columns = ("t_us", "x", "y", "p")
-            microseconds_per_tick = max(microseconds_per_tick, UNITS["s"])
+            if microseconds_per_tick == 1:
+                microseconds_per_tick = UNITS["s"]
     return _in_microseconds(table, path, columns, microseconds_per_tick)
 
 

@@ -152,6 +152,7 @@ def tonic_dataset(train: Any, test: Any = None, **options: Any) -> Splits:
         options: those of `EventDataOptions`, such as ``events=EventOptions(T=8)``.
 
     Raises:
+        ConfigError: a target_transform; as `event_splits`.
         DataError: an object without recordings, targets or a sensor's size; as `event_splits`.
     """
     parts = {"train": train} if test is None else {"train": train, "test": test}
@@ -166,6 +167,10 @@ def tonic_splits(
     `classes` are names of the classes instead of tonic's, and `own` is our data set of the same
     files, whose validation part is taken.
     """
+    if any(getattr(held, "target_transform", None) is not None for held in parts.values()):
+        raise ConfigError(
+            f"target_transform of {name} is not allowed: the classes are the set's own targets"
+        )
     targets = {part: _targets(name, held) for part, held in parts.items()}
     found = {target for part in targets.values() for target in part}
     names = tuple(classes) or _classes(parts["train"], found)

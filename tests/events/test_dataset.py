@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import warnings
 from dataclasses import dataclass, field, replace
 
@@ -291,6 +292,13 @@ def test_the_cache_is_in_the_root_in_memory_where_asked_or_nowhere(root, tmp_pat
     named = made(root, EventOptions(T=4, cache=str(tmp_path / "c"))).train.cache
     assert isinstance(named, FrameCache) and named.folder.parent == tmp_path / "c"
     assert made(root).train.cache is None
+    # Two folders with files of the same names, sizes and dates do not share what a user names.
+    other = shutil.copytree(root, tmp_path / "other")
+    again, apart = (
+        made(home, EventOptions(T=4, cache=str(tmp_path / "c"))).train.cache
+        for home in (root, other)
+    )
+    assert again.key == named.key != apart.key
     source = Source(FileReader(root, "npy"), Sensor(20, 32))
     in_memory = event_splits(split(), source, EventDataOptions(events=EventOptions(T=4)))
     assert isinstance(in_memory.train.cache, MemoryCache)

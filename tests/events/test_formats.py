@@ -532,6 +532,7 @@ def test_texts_tell_their_columns_by_names_options_or_seconds(tmp_path):
         assert {name: column.tolist() for name, column in found.items()} == want
     path.write_text("0 3 5 0\n0.25 4 6 1\n")  # a first time that is whole
     assert read_txt(path).events["t_us"].tolist() == [0, 250_000]
+    assert read_txt(path, FIELDS, 1000).events["t_us"].tolist() == [0, 250], "unit=ms is kept"
     for text, words in (
         ("1 2 3\n", r"needed is \[N, 4\]"), ("1 2 3 4\n1 2\n", "its lines cannot be read"),
         ("a b c d\n1 2 3 4\n", "no field 'x'; found: 'a', 'b'"), ("1 2 3 x\n", "cannot be read"),
@@ -554,6 +555,8 @@ def test_the_columns_xs_of_hdf5_have_seconds(tmp_path):
             store["events/ts"] = np.array(times, kind)
         found = read_hdf5(tmp_path / "a.h5").events
         assert found["t_us"].tolist() == [500_000, 1_250_000] and found["y"].tolist() == [3, 4]
+        milli = read_hdf5(tmp_path / "a.h5", 1000).events["t_us"]
+        assert milli.tolist() == [round(1000 * time) for time in times], "unit=ms is kept"
 
 
 @pytest.mark.parametrize("form", ["npy", "npz", "h5", "txt"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spikeformer_lt.errors import DataError
+from spikeformer_lt.errors import ConfigError, DataError
 from spikeformer_lt.events import EventOptions, tonic_dataset
 from spikeformer_lt.events.tonic import TonicReader
 
@@ -43,6 +43,8 @@ def test_an_object_of_tonic_becomes_splits_with_its_own_transform(gestures):
     again = tonic_dataset(gestures(), gestures(train=False), **OPTIONS)
     assert again.test.cache.key == whole.test.cache.key != half.test.cache.key
     assert torch.equal(again.test[0][0], whole.test[0][0])
+    with pytest.raises(ConfigError, match="target_transform of DVSGesture is not allowed"):
+        tonic_dataset(gestures(target_transform=lambda label: 0), **OPTIONS)
     nameless = tonic_dataset(gestures(transform=lambda events: first(events)), **OPTIONS)
     assert nameless.test.cache is None  # nothing tells one function from another
     assert len(nameless.test) == 0 or nameless.test[0][0].sum() > 0

@@ -29,7 +29,7 @@ class PaperTables:
     seeds: tuple[int, ...] = (0,)
     """Seeds of each row."""
     jobs: int = 1
-    """Runs at a time, one thread each when more than one."""
+    """Runs at a time, which share the CPUs."""
     out: str = "runs/paper-tables"
     """Directory of the tables; runs go into runs/ below it."""
     overwrite: bool = False

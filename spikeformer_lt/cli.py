@@ -190,9 +190,9 @@ def find(
             experiment.trainer.made_by |= {"search": name, **dict(flat_values(group))}
         ticket = experiment.save_ticket(find_after(experiment.cfg.train, search, model, fit))
         if report and not search.trained:
-            start = str(presets.start_step(chosen[1], *inside))
-            result = retrain(model, ticket, fit, epochs, optim)
-            ticket = with_phase(ticket, result, start_step=start)
+            start, entry = (f(chosen[1], *inside) for f in (presets.start_step, presets.lr_entry))
+            result = retrain(model, ticket, fit, epochs, optim, lr_from=entry)
+            ticket = with_phase(ticket, result, start_step=str(start))
         if accept is not None and not accept(experiment, model, ticket):
             return None
         if report:
@@ -362,7 +362,7 @@ class Comparison:
     seeds: tuple[int, ...] = (0,)
     """Seeds; the table shows mean and standard deviation."""
     jobs: int = 1
-    """Runs at a time, one thread each when more than one."""
+    """Runs at a time, which share the CPUs."""
     on: str = "local"
     """local; shared (start the same command on any number of machines that see --out: they divide
     the runs); or slurm (submit them)."""
@@ -380,8 +380,8 @@ class Comparison:
     quick: bool = False
     """Try it out: 2 epochs for every network."""
     epochs: int | None = None
-    """Epochs that the network of each variant is trained for, those before a rewind point and of
-    earlier phases included; None is 12 on digits, 20 on what moves, else as published."""
+    """Epochs that each variant's network is trained for, with those before a rewind point; None is
+    12 on digits, 20 on moving_digits, 60 on moving_gestures, else as published."""
 
     def __post_init__(self) -> None:
         check_fields(self, jobs=1, on=("local", "shared", "slurm"))

@@ -35,6 +35,7 @@ from spikeformer_lt.reports.finished import FinishedRun, milliseconds, open_tick
 from spikeformer_lt.reports.page import Table, markdown_table, write_csv, write_page
 from spikeformer_lt.reports.run_page import (
     FACTS,
+    by_search,
     fact,
     interval_of,
     is_dense,
@@ -82,9 +83,7 @@ COLUMNS = {
 }
 """Column -> key of report.json, factor and digits."""
 RATE = re.compile(r"(.*?) ?\b(0(?:\.\d+)?|[\d.]+e-\d+)")
-CONTROLS = re.compile(
-    r"(?:, time |, |-)?\b(random|shuffled?|fresh|control)\b(?: (mask|patches)\b)?"
-)
+CONTROLS = plots.CONTROLS
 COLUMNS_SAY = (
     "Mean and, after the sign, standard deviation over the seeds. The interval is Wilson's for one "
     "run, else t over the seeds, and never narrower than one run's."
@@ -98,7 +97,7 @@ DIFFERENCES = (
     "paired bootstrap interval. More: the variance over seeds and that of the test samples. A "
     "verdict needs p below 0.05 after Holm's correction over the table."
 )
-Curves = dict[str, list[tuple[float, list[float]]]]  # series -> points (x, one accuracy a run)
+Curves = plots.Curves
 UNEQUAL = "Epochs trained differ, so that accuracies compare budgets, too"
 WRITTEN = (
     *(
@@ -249,7 +248,8 @@ def read_rows(runs: Iterable[Job]) -> list[Row]:
         splits.setdefault(f"{report['dataset']} {report['split_sha256']}", run.report)
         if len(splits) > 1:
             raise DataError(f"runs of different splits are not comparable: {splits}")
-        report["mean_firing_rate"] = statistics.fmean(report["firing_rate"].values() or [0.0])
+        rates = report["firing_rate"].values()
+        report["mean_firing_rate"] = statistics.fmean(rates) if rates else None
         report["search_steps"] = steps_of_run(run.report)
         found.setdefault(run.variant, []).append({**report, "folder": run.report.parent})
     return [Row(variant, reports) for variant, reports in found.items()]
@@ -578,23 +578,3 @@ def _names(runs: Sequence[FinishedRun]) -> list[str]:
     names = [n if names.count(n) == 1 else str(r.path) for n, r in zip(names, runs, strict=True)]
     before = [names[:at].count(name) for at, name in enumerate(names)]
     return [f"{n} ({b + 1})" if b else n for n, b in zip(names, before, strict=True)]
-
-
-def by_search(runs: Sequence[FinishedRun]) -> tuple[Curves, list[float]]:
-    """Curves of the runs with a report: search -> (all weights removed, accuracies), by sparsity.
-
-    The accuracies of the dense runs come beside them.
-    """
-    found: dict[str, dict[float, list[float]]] = {}
-    dense: list[float] = []
-    for run in runs:
-        removed = number_at(run.report, "sparsity.total_weight")
-        accuracy = number_at(run.report, "test_accuracy")
-        if run.report is None or removed is None or accuracy is None:
-            continue
-        if is_dense(run.path, run.report):
-            dense.append(accuracy)
-        else:
-            name = str(run.ticket.provenance.get("search", run.name))
-            found.setdefault(name, {}).setdefault(round(removed, 4), []).append(accuracy)
-    return {name: sorted(points.items()) for name, points in found.items()}, dense

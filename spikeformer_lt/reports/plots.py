@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 ON, OFF = (0.90, 0.62, 0.0), (0.0, 0.45, 0.70)
 """Orange and blue of the same palette: brighter and darker events."""
 PLUS, ZERO, MINUS = "#D55E00", "#F2F2F2", "#0072B2"
-CONTROL = "random"  # prefix of the names of controls: their curves are dotted
+Curves = dict[str, list[tuple[float, list[float]]]]  # series -> points (x, one accuracy a run)
+CONTROLS = re.compile(
+    r"(?:, time |, |-)?\b(random|shuffled?|fresh|control)\b(?: (mask|patches)\b)?"
+)
+"""What names of controls say; their curves are dotted."""
 MUCH = 0.9  # fraction removed from which a curve's axis is what is kept, on a log scale
 FADED, GIF_MS = 0.18, 120
 NEURONS = 200  # neurons of a layer that a raster shows, evenly chosen
@@ -176,7 +181,7 @@ def plot_curves(
         spread = [statistics.stdev(v) if len(v) > 1 else math.nan for _, v in points]
         axes.errorbar(
             [100 * (1 - x) if kept else x for x, _ in points], means, yerr=spread, label=name,
-            markersize=5, capsize=3, linestyle=":" if name.startswith(CONTROL) else "-",
+            markersize=5, capsize=3, linestyle=":" if CONTROLS.search(name) else "-",
             **style(at),
         )  # fmt: skip
         each = [(100 * (1 - x) if kept else x, value) for x, values in points for value in values]

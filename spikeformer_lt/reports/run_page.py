@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikeformer_lt.config import to_dict
+from spikeformer_lt.config import flat_values, to_dict
 from spikeformer_lt.disk import is_numbers, read_mapping, read_record, safe_name
 from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 from spikeformer_lt.images.splits import Splits
@@ -186,6 +186,9 @@ def dense_beside(folder: Path, report: Mapping[str, Any]) -> Path | None:
         with contextlib.suppress(DataError, ConfigError):
             other, known = read_report(path), read_mapping(path.with_name("config.json"))
             same = (other["split_sha256"], known["model"]) == (report["split_sha256"], model)
+            # Networks of a user's own have the name of their class, whatever it was built with.
+            own = ":" in str((model or {}).get("name", ""))
+            same = same and not (own and set(other["layers"]) != set(report["layers"]))
             if same and path.parent != folder.resolve() and is_dense(path.parent, other):
                 return path
     return None
@@ -200,6 +203,45 @@ def is_dense(folder: Path, report: Mapping[str, Any]) -> bool:
     return not changed and not any((report.get("sparsity") or {}).values())
 
 
+def by_search(runs: Sequence[FinishedRun]) -> tuple[plots.Curves, list[float]]:
+    """Curves of the runs with a report: search -> (all weights removed, accuracies), by sparsity.
+
+    A control is a series of its own, and so is each network and data set. Accuracies of one point
+    are of runs that differ in their seed alone. Those of the dense runs come beside them.
+    """
+    found: dict[tuple[str, str], dict[tuple[float, str], list[float]]] = {}
+    dense: list[float] = []
+    for run in runs:
+        removed = number_at(run.report, "sparsity.total_weight")
+        accuracy = number_at(run.report, "test_accuracy")
+        if run.report is None or removed is None or accuracy is None:
+            continue
+        if is_dense(run.path, run.report):
+            dense.append(accuracy)
+            continue
+        known = run.ticket.provenance
+        config = {name: known.get(name) or {} for name in ("config", "options")}
+        others = {k: v for k, v in flat_values(config) if k.rpartition(".")[2] != "seed"}
+        network = repr((known.get("model"), known.get("split_sha256")))
+        points = found.setdefault((_series(known, run.name), network), {})
+        points.setdefault((round(removed, 4), repr(sorted(others.items()))), []).append(accuracy)
+    names = [name for name, _ in found]
+    curves = {}
+    for at, ((name, _), points) in enumerate(found.items()):
+        before = names[:at].count(name)
+        told = f"{name} ({before + 1})" if before else name
+        curves[told] = sorted((x, values) for (x, _), values in points.items())
+    return curves, dense
+
+
+def _series(known: Mapping[str, Any], name: str) -> str:
+    """What a ticket's search is called, with its control."""
+    search, config = str(known.get("search", name)), known.get("config") or {}
+    values = [known.get("control"), (config.get("weights") or {}).get("method")]
+    drawn = next((str(v) for v in values if v in ("random", "shuffle", "fresh")), "")
+    return f"{search}-{drawn}" if drawn and drawn not in search else search
+
+
 def describe(
     model: nn.Module,
     data: Splits,
@@ -207,10 +249,13 @@ def describe(
     accelerator: Any,
     batch_size: int = 256,
     saved: Metrics | None = None,
+    workers: int = 0,
 ) -> tuple[Metrics, dict[str, Any]]:
     """Evaluate one split and build the ledger on a sample of it, classes in proportion."""
     dataset = getattr(data, split)
-    metrics = saved or evaluate(model, dataset, data, accelerator, batch_size=batch_size)
+    metrics = saved or evaluate(
+        model, dataset, data, accelerator, batch_size=batch_size, workers=workers
+    )
     return metrics, build_ledger(model, ledger_batches(dataset, accelerator.device))
 
 
@@ -334,8 +379,9 @@ def write_report(experiment: Experiment, model: nn.Module, ticket: Ticket | None
     trainer, run, known = experiment.trainer, experiment.run, ticket.provenance if ticket else {}
     place, augment = run.path / PREDICTIONS, to_dict(trainer.augment)
     saved = saved_metrics(place, model, experiment.data, "test")  # by a run that was killed here
-    metrics, ledger = describe(model, experiment.data, "test", trainer.accelerator, saved=saved)
-    interval, train = wilson(metrics.correct, metrics.count), experiment.cfg.train
+    train, parts = experiment.cfg.train, (model, experiment.data, "test", trainer.accelerator)
+    metrics, ledger = describe(*parts, train.eval_batch_size, saved, train.workers)
+    interval = wilson(metrics.correct, metrics.count)
     batch = train.batch_size * train.accumulate * trainer.world
     phases, about = known.get("phases", []), {name: known.get(name) for name in ABOUT_TICKET}
     more = {"ledger": known.get("ledger"), "before": known.get("before")}

@@ -21,8 +21,8 @@ from spikeformer_lt.rng import isolated_rng, seed_for
 from spikeformer_lt.runtime import moved
 from spikeformer_lt.ticket import Ticket, load_state
 from spikeformer_lt.tickets import presets
-from spikeformer_lt.training.options import OptimConfig
-from spikeformer_lt.training.phase import Fit, FitResult, Masked, Phase
+from spikeformer_lt.training.options import OptimConfig, Step
+from spikeformer_lt.training.phase import BEGIN, Fit, FitResult, Masked, Phase
 from spikeformer_lt.training.ranks import digest
 
 __getattr__ = moved(__name__)
@@ -233,11 +233,16 @@ def retrain(
     epochs: int,
     optim: OptimConfig | None = None,
     name: str = "retrain",
+    lr_from: Step = BEGIN,
 ) -> FitResult:
-    """Train a model from a ticket, in place, as a phase; what the mask removes stays exactly 0."""
+    """Train a model from a ticket, in place, as a phase; what the mask removes stays exactly 0.
+
+    `lr_from` is where the learning-rate schedule is entered.
+    """
     ticket.apply_(model)
-    origin = {"ticket.weights": digest(ticket.tensors)}
-    return fit(model, Phase(name, epochs, optim, hooks=(Masked(ticket.mask),), origin=origin))
+    about: dict[str, Any] = {"hooks": (Masked(ticket.mask),), "lr_from": lr_from}
+    about["origin"] = {"ticket.weights": digest(ticket.tensors)}
+    return fit(model, Phase(name, epochs, optim, **about))
 
 
 def with_phase(ticket: Ticket, result: FitResult, **about: Any) -> Ticket:

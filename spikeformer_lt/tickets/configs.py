@@ -182,7 +182,8 @@ class ImpConfig(Pruning):
     buffers: str = "rewind"
     """BatchNorm statistics: rewind with the weights, keep what training left, or reset."""
     lr: str = "restart"
-    """Learning rate of later rounds: restart its schedule, or resume it at the rewind point."""
+    """Learning rate of later rounds and of the training from the ticket: restart its schedule, or
+    resume it at the rewind point."""
     published_epochs: ClassVar[int] = 280  # of training from the ticket, under a preset
     PRESETS: ClassVar = {
         "eccv22": dict(

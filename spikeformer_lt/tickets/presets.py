@@ -109,6 +109,13 @@ def start_step(config: Any, inner: Any = None) -> Step:
     return getattr(config, "rewind_step", Step())
 
 
+def lr_entry(config: Any, inner: Any = None) -> Step:
+    """Where the training from a search's ticket enters its learning-rate schedule."""
+    own = config if inner is None else inner
+    resumed = getattr(getattr(own, "imp", own), "lr", "restart") == "resume"
+    return start_step(config, inner) if resumed else Step()
+
+
 def refuse_overruled(cfg: Any, named: Collection[str], chosen: Sequence[Any]) -> None:
     """Refuse an option that a preset overrules, by a ConfigError.
 

@@ -69,10 +69,14 @@ def augmentation(data: DataConfig, splits: Splits) -> tuple[Augment | EventAugme
     asked = {"mixup": data.mixup, "smoothing": data.smoothing, "until": data.mix_until}
     given = {field: value for field, value in asked.items() if value is not None}
     kind = EventAugment if splits.kind == "events" else Augment
+    mixing, usual = Mixing.standard(name), Mixing.standard(splits.augment)
+    if mixing != usual and len(given) < len(asked):
+        told = "mixup %g, smoothing %g and mix_until %g go with data.augment=%s, in place of %s's"
+        log.info(told, mixing.mixup, mixing.smoothing, mixing.until, name, splits.augment)
     if getattr(kind.standard(name), "hflip", 0) and splits.mirror_changes_label:
         told = "NOTICE: %s: data.augment=%s mirrors samples, which changes the class of some"
         log.warning(told, splits.name, name)
-    return kind.standard(name), replace(Mixing.standard(name), cutmix=data.cutmix, **given)
+    return kind.standard(name), replace(mixing, cutmix=data.cutmix, **given)
 
 
 def origin_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,8 +91,8 @@ def origin_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def begun_from(cfg: Any) -> dict[str, str]:
     """sha256 of the weights in the folders that options name: what is there may be replaced."""
-    places = {"model.init_from": start_folder, "ticket": start_folder}
-    places |= {"multisp.ticket": finished_folder}
+    places = {"ticket": start_folder, "multisp.ticket": finished_folder}
+    places |= {"model.init_from": finished_folder}
     named = {path: place(where) for path, place in places.items() if (where := value_at(cfg, path))}
     files = {path: folder / "model.safetensors" for path, folder in named.items()}
     return {path: sha256_of(file) for path, file in files.items() if file.is_file()}
@@ -225,9 +229,10 @@ class Experiment:
         augment, mixing = augmentation(self.cfg.data, data)
         augment.check()
         mixing.check(train.batch_size)
-        images = len(data.train)
-        rule = f"at most {images} (train set)"
-        check(train.batch_size <= images, "train.batch_size", train.batch_size, rule)
+        images, world = len(data.train), ranks.asked_processes()
+        batch = train.batch_size * train.accumulate * world
+        rule = f"at most {images} (train set), {train.accumulate} accumulated x {world} processes"
+        check(batch <= images, "train.batch_size", batch, rule)
         check_optimizer(train.optim)
         most, rule = self.cfg.model.T, "of recordings no more time steps than --model.T"
         longer = data.kind == "events" and any(most < T for T, *_ in train.stretches)

@@ -159,10 +159,11 @@ class Schedule:
         if config.sched == "cosine":
             wave = 1 + math.cos(math.pi * done / self.updates)
             return config.min_lr + 0.5 * (peak - config.min_lr) * wave
-        if config.sched == "step":
-            drops = (update - self.warmup) // max(1, self.updates // 3)
-            return float(peak * 0.1**drops)
-        end = 1.0 if config.sched == "constant" else config.min_lr / config.lr
+        end = config.min_lr / config.lr
+        if config.sched in ("constant", "step"):
+            drops = (done - self.warmup) // max(1, self.updates // 3)
+            share = 1.0 if config.sched == "constant" else max(0.1**drops, min(1.0, end))
+            return float(peak * (end if update >= self.updates else share))
         return peak * (1 - (1 - end) * (done / self.updates))
 
 

@@ -79,7 +79,8 @@ class OptimConfig:
     sched: str = "cosine"
     """Learning-rate schedule."""
     min_lr: float = 1e-5
-    """Learning rate at the end of the schedule."""
+    """Learning rate at the end of the schedule: step falls no lower, constant has it in a cool-down
+    alone."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from warmup_lr."""
     warmup_lr: float = 1e-5
@@ -167,13 +168,13 @@ class DataConfig:
     """auto (the data set's usual), none, digits, spikformer_cifar, crop4, crop4_flip,
     crop4_flip_cutout, crop8_flip, imagenet or imagenet_repeats."""
     mixup: float | None = None
-    """Alpha of mixup; None is the papers' value for the data set."""
+    """Alpha of mixup; None goes with augment: the papers' value with a data set's usual one."""
     cutmix: float = 0.0
     """Alpha of CutMix."""
     mix_until: float | None = None
-    """Fraction of each phase after which mixup and CutMix are off; None is the papers' value."""
+    """Fraction of each phase after which mixup and CutMix are off; None goes with augment."""
     smoothing: float | None = None
-    """Label smoothing; None is the papers' value for the data set."""
+    """Label smoothing; None goes with augment, as of mixup."""
 
     def __post_init__(self) -> None:
         bounds: dict[str, Any] = {
@@ -208,7 +209,8 @@ class ModelConfig:
     name: str = "spikformer_cifar"
     """A registered model, of `spikeformer-lt ls models`."""
     init_from: str = ""
-    """Start from the weights in this folder: a converted checkpoint, a ticket or a run with one."""
+    """Start from the weights in this folder: a converted checkpoint, a ticket, or a run, for the
+    network that it ended with."""
     T: int = 4
     """Time steps."""
     embed_dim: int | None = None
@@ -257,11 +259,15 @@ class ModelConfig:
     def start_weights(self) -> dict[str, Tensor] | None:
         """Tensors of the folder `init_from`, by their state_dict names; None without one.
 
+        Of a run they are those of the network that it ended with; RUN/ticket has its ticket's.
         A ConfigError says that it holds no model, or an export; a CheckpointError, a damaged file.
         """
         if not self.init_from:
             return None
-        files = [Path(self.init_from) / sub / "model.safetensors" for sub in ("ticket", "")]
+        from spikeformer_lt.ticket import finished_folder
+
+        folders = finished_folder(self.init_from), Path(self.init_from)
+        files = [folder / "model.safetensors" for folder in folders]
         found = [file for file in files if file.is_file()]
         rule = "a folder with model.safetensors: a ticket, a finished run, or recipes/convert.py's"
         check(bool(found), "model.init_from", self.init_from, rule)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.nn.functional import all_reduce
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.errors import STOPS, ConfigError, RankError, SpikeformerError, shown
 from spikeformer_lt.layers.neuron import BatchNorm
@@ -155,6 +156,11 @@ def meet(store: torch.distributed.Store, rank: int, world: int, timeout: timedel
     )
 
 
+def asked_processes() -> int:
+    """Processes that a launcher started for this run."""
+    return max(1, int(os.environ.get("WORLD_SIZE") or 1))
+
+
 def together() -> bool:
     """Whether several processes make this run."""
     distributed = torch.distributed
@@ -263,7 +269,20 @@ class SyncBatchNorm(BatchNorm):
 
 @contextlib.contextmanager
 def synced_norms(model: nn.Module) -> Iterator[None]:
-    """Let the BatchNorms of our layers in a model be `SyncBatchNorm` inside."""
+    """Let the BatchNorms of our layers in a model be `SyncBatchNorm` inside.
+
+    Raises:
+        ConfigError: others are there, which would go on with the samples of their rank.
+    """
+    known = (BatchNorm, nn.SyncBatchNorm)
+    odd = [n for n, m in model.named_modules()
+           if isinstance(m, _BatchNorm) and not isinstance(m, known)]  # fmt: skip
+    if odd:
+        raise ConfigError(
+            f"train.sync_norm=True is not allowed: {len(odd)} BatchNorms are torch's own "
+            f"({shown(odd[0])} first); hand over the network after torch.nn.SyncBatchNorm."
+            "convert_sync_batchnorm(network), which needs CUDA"
+        )
     found = [module for module in model.modules() if type(module) is BatchNorm]
     for norm in found:
         norm.__class__ = SyncBatchNorm

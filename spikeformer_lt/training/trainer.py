@@ -308,6 +308,8 @@ class PhaseRun:
                 with STREAM:  # its noise is drawn from torch's own stream
                     self._step(batches)
                 at.step += 1
+                now = time.monotonic()
+                at.seconds, start = at.seconds + now - start, now
                 bar.step(
                     lambda: {
                         "loss": float(self.sums[0]) / at.step,
@@ -317,12 +319,9 @@ class PhaseRun:
                 )
                 every = config.checkpoint_steps
                 if every and at.step % every == 0 and at.step < self.steps:
-                    at.seconds += time.monotonic() - start
-                    start = time.monotonic()
                     self._save()
                 self._honour_stop()
             speed = bar.images_per_s
-        at.seconds += time.monotonic() - start
         self._end_epoch(speed)
 
     def _step(self, batches: Any) -> None:

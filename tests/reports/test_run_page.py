@@ -15,6 +15,7 @@ from spikeformer_lt.reports.comparison import by_search, write_comparison_page
 from spikeformer_lt.reports.finished import open_run
 from spikeformer_lt.reports.ledger import LEDGER_IMAGES
 from spikeformer_lt.reports.run_page import (
+    dense_beside,
     describe,
     epochs_trained,
     fact,
@@ -99,9 +100,45 @@ def test_runs_become_curves_by_search_and_what_is_removed(two, tmp_path):
     curves, reference = by_search(runs)
     assert curves == {"imp": [(0.5, [90.0, 92.0]), (0.9, [80.0])], "snip": [(0.5, [70.0])]}
     assert reference == [95.0]
+    # A control is no further seed of its search, nor is another network or configuration.
+    known = {**two[0].ticket.provenance, "search": "imp"}
+    report = {"sparsity": {"total_weight": 0.5}, "test_accuracy": 50.0}
+    for about in (
+        {"control": "random"}, {"config": {"weights": {"method": "random"}}},
+        {"config": {"epochs": 3}}, {"model": {"name": "other"}},
+        {"options": {**(known.get("options") or {}), "train.seed": 7}},
+    ):  # fmt: skip
+        ticket = Ticket(two[0].ticket.mask, two[0].ticket.tensors, {**known, **about})
+        curves = by_search([runs[0], replace(two[0], ticket=ticket, report=report)])[0]
+        if "model" in about:
+            assert curves == {"imp": [(0.5, [90.0])], "imp (2)": [(0.5, [50.0])]}
+        elif "random" in str(about):
+            assert curves == {"imp": [(0.5, [90.0])], "imp-random": [(0.5, [50.0])]}
+        else:
+            wanted = [(0.5, [90.0, 50.0])] if "options" in about else [(0.5, [50.0]), (0.5, [90.0])]
+            assert curves == {"imp": wanted}
     page = write_comparison_page(runs, tmp_path / "out", "Four", images=8)
     assert "Curves and masks" in page.read_text()
     assert (tmp_path / "out" / "plots" / "curves.csv").exists()
+
+
+def test_a_dense_run_beside_is_of_the_same_network(tmp_path):
+    """Networks of a user's own have the name of their class, whatever they were built with."""
+    reports = {}
+    for name, layers, removed in (
+        ("dense", ("conv1", "fc"), 0.0),
+        ("pruned", ("conv1", "fc"), 0.5),
+        ("other", ("conv1", "conv2", "fc"), 0.5),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model": {"name": "module:ResNet"}}))
+        report = {"split_sha256": "x", "layers": {key: {} for key in layers}, "run_id": name}
+        report |= {"sparsity": {"total_weight": removed}, "test_accuracy": 1.0}
+        (folder / "report.json").write_text(json.dumps(report))
+        reports[folder] = report
+    found = [dense_beside(*pair) for pair in reports.items()]
+    assert found == [None, tmp_path / "dense" / "report.json", None]
 
 
 def test_describe_evaluates_the_split_and_measures_its_first_images():

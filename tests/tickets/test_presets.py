@@ -10,11 +10,12 @@ from spikeformer_lt.tickets import (
     EarlyBirdConfig,
     EdgePopupConfig,
     ImpConfig,
+    JointConfig,
     Search,
     preset_optim,
     with_preset,
 )
-from spikeformer_lt.tickets.presets import PRESETS
+from spikeformer_lt.tickets.presets import PRESETS, lr_entry
 
 
 def test_only_a_preset_overrides_the_run():
@@ -37,3 +38,14 @@ def test_a_preset_by_name_goes_into_the_configuration_of_its_search():
     assert with_preset(config, "eccv22") == ImpConfig("eccv22", sparsity=0.9)
     with pytest.raises(ConfigError, match="preset='iclr21'"):
         with_preset(config, "iclr21")
+
+
+def test_a_learning_rate_that_is_resumed_is_so_in_the_training_from_the_ticket_too():
+    for config, entry in (
+        (ImpConfig(epochs=12, rewind="4ep", lr="resume"), "4ep"),
+        (ImpConfig(epochs=12, rewind="4ep"), "0it"),
+        (JointConfig(imp=ImpConfig(epochs=12, rewind="3ep", lr="resume")), "3ep"),
+        (BipropConfig(), "0it"),
+    ):
+        assert str(lr_entry(config)) == entry
+        assert str(lr_entry(EarlyBirdConfig(), config)) == entry

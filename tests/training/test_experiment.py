@@ -69,6 +69,18 @@ def test_without_cifar_the_digits_are_used_and_said_so(tmp_path):
     assert "NOTICE" in log
 
 
+def test_a_batch_is_that_of_all_parts_and_processes_before_anything_is_made(tmp_path, monkeypatch):
+    for accumulate, processes in ((4, "1"), (2, "2")):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        train = TrainConfig(cpu=True, batch_size=16, accumulate=accumulate)
+        rule = rf"batch_size=64 .*\(train set\), {accumulate} accumulated x {processes}"
+        with pytest.raises(ConfigError, match=rule):
+            Experiment(
+                Recipe(run=RunConfig(out=str(tmp_path / "run")), train=train,
+                       data=DataConfig(root=str(tmp_path))), fallback="digits", small=SMALL,
+            ).dry_run()  # fmt: skip
+
+
 def test_cifar_on_disk_is_taken(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     asked = Recipe(data=DataConfig(root=str(tmp_path)))
@@ -206,6 +218,12 @@ def test_a_run_starts_from_the_weights_it_is_given(tmp_path):
     with opened(tmp_path / "second", model=again) as experiment:
         weight = experiment.model().conv_pep.rpe.conv.weight
         assert torch.equal(weight, ticket.tensors["conv_pep.rpe.conv.weight"])
+    # Where its ticket has start weights, a run stands for the network trained from it.
+    trained = {**ticket.tensors, "head.weight": ticket.tensors["head.weight"] + 2}
+    Ticket(ticket.mask, trained, ticket.provenance).save(tmp_path / "run" / "trained")
+    for place, wanted in (("run", trained), ("run/ticket", ticket.tensors)):
+        found = ModelConfig(init_from=str(tmp_path / place)).start_weights()
+        assert torch.equal(found["head.weight"], wanted["head.weight"])
 
 
 @pytest.mark.parametrize(

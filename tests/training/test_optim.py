@@ -139,12 +139,16 @@ def test_every_warm_up_starts_at_its_rate_and_ends_at_the_peak(sched):
 
 def test_the_cooldown_stays_at_the_last_learning_rate():
     model = nn.Linear(2, 2)
-    for sched, end in (("cosine", 0.1), ("linear", 0.1)):
+    for sched, end in (("cosine", 0.1), ("linear", 0.1), ("step", 0.1), ("constant", 0.1)):
         config = OptimConfig(lr=1.0, min_lr=0.1, sched=sched, cooldown_epochs=2)
         schedule = Schedule(build_optimizer(model, config), config, updates=50, per_epoch=10)
         rates = [schedule.set(update) for update in range(50)]
         assert rates[30:] == pytest.approx([end] * 20)
-        assert rates[29] > end
+        assert rates[29] > end or sched == "step"
+    config = OptimConfig(lr=0.1, min_lr=0.01, sched="step")
+    schedule = Schedule(build_optimizer(model, config), config, updates=30, per_epoch=1)
+    rates = [schedule.set(update) for update in range(30)]
+    assert rates == pytest.approx([0.1] * 10 + [0.01] * 20), "it falls no lower than min_lr"
 
 
 @pytest.mark.fault(62)

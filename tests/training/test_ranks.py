@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from spikeformer_lt import create_model
-from spikeformer_lt.errors import RankError
+from spikeformer_lt.errors import ConfigError, RankError
 from spikeformer_lt.tickets import Grasp, GraspConfig, Snip, SnipConfig
 from spikeformer_lt.training.ranks import (
     agreed,
@@ -21,6 +21,7 @@ from spikeformer_lt.training.ranks import (
     meet,
     refuse_differences,
     share_buffers,
+    synced_norms,
     together,
 )
 
@@ -143,6 +144,15 @@ torch.save({"logits": logits.detach(), "grads": found, "buffers": buffers}, f"{p
 del wrapped, logits  # a wrapper that outlives its group may wait for ever in torch's destructors
 torch.distributed.destroy_process_group()
 """
+
+
+def test_norms_that_cannot_be_synced_are_refused():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    said = r"train\.sync_norm=True.*1 BatchNorms.*'1' first"
+    with pytest.raises(ConfigError, match=said), synced_norms(net):
+        pass
+    with synced_norms(nn.Sequential(nn.SyncBatchNorm(4))):
+        pass
 
 
 def test_two_ranks_with_synced_norms_are_one_process_with_all_samples(forks, tmp_path):

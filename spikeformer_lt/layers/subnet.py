@@ -214,19 +214,31 @@ def effective_weight(layer: Any) -> Tensor:
 def install(
     model: nn.Module, name: str, learn: str, *, binary: bool, per_filter: bool = False
 ) -> None:
-    """Replace the convolution or linear map called `name` by a subnet layer, in place."""
-    layer = model.get_submodule(name)
+    """Replace the convolution or linear map called `name` by a subnet layer, in place, everywhere.
+
+    Raises:
+        ConfigError: a layer of another kind, or one whose weight another layer has, too.
+    """
+    layer: Any = model.get_submodule(name)
     plain = type(layer).__module__.startswith(("torch.nn.modules.", "spikingjelly."))
     plain = plain or hasattr(layer, "form")
     if not isinstance(layer, nn.Linear | nn.Conv2d) or "Quantizable" in type(layer).__name__:
         plain = False  # torch's attention reads the weight of its own kind of linear map
     if not plain:
         raise ConfigError(f"{name}: no subnet form of {type(layer).__name__}; exclude it")
+    for other, module in model.named_modules():
+        if module is not layer and any(p is layer.weight for p in module.parameters(recurse=False)):
+            raise ConfigError(f"{name}: {other} has the same weight; exclude it")
     made = SubnetLinear if isinstance(layer, nn.Linear) else SubnetConv2d
-    parent, _, own = name.rpartition(".")
-    setattr(
-        model.get_submodule(parent), own, made(layer, learn, binary=binary, per_filter=per_filter)
-    )
+    _exchange(model, layer, made(layer, learn, binary=binary, per_filter=per_filter))
+
+
+def _exchange(model: nn.Module, before: nn.Module, after: nn.Module) -> None:
+    """Put a module in the place of another, under each of its names."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is before:
+                setattr(parent, name, after)
 
 
 def geometry(layer: nn.Module) -> dict[str, Any]:
@@ -282,8 +294,6 @@ def put_masks(layers: Mapping[str, Subnet], mask: Mapping[str, Tensor]) -> None:
 
 def collapse(model: nn.Module) -> nn.Module:
     """Replace every subnet layer, in place, by the plain convolution it amounts to."""
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, Subnet):
-                setattr(parent, name, child.collapse())
+    for _, layer in list(subnets(model)):
+        _exchange(model, layer, layer.collapse())
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from itertools import pairwise
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikeformer_lt.adapted import PRUNABLE
-from spikeformer_lt.errors import ConfigError, TicketError
+from spikeformer_lt.errors import ConfigError, TicketError, listed, shown
 from spikeformer_lt.layers.neuron import reset_state
 from spikeformer_lt.layers.patches import selections
 from spikeformer_lt.mask import SCOPES, Mask, check_floor
@@ -26,6 +27,7 @@ from spikeformer_lt.training.phase import BEGIN, Fit, FitResult, Masked, Phase
 from spikeformer_lt.training.ranks import digest
 
 __getattr__ = moved(__name__)
+log = logging.getLogger(__name__)
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 """Gives so many training images and their labels, not augmented; `Trainer.batch` is one."""
 
@@ -41,7 +43,7 @@ def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
     first = {id(m.weight): n for n, m in reversed(layers.items())}
     layers = {n: m for n, m in layers.items() if first[id(m.weight)] == n}
     linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
-    spared = [] if prune.head else linears[-1:]
+    spared = [] if prune.head else _head(model, layers)
     spared += [] if prune.first_conv else [n for n in layers if n not in linears][:1]
     frozen = [n for n, m in layers.items() if not m.weight.requires_grad]
     spared += frozen if len(frozen) < len(layers) else []
@@ -56,6 +58,29 @@ def prunable(model: nn.Module, prune: Any) -> dict[str, Tensor]:
             f"{model._get_name()}; its layers are {', '.join(layers) or 'none'}"
         )
     return found
+
+
+def _head(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
+    """Names of the layers that give the logits: what the model declares, else the last linear map.
+
+    A ConfigError where there is neither.
+    """
+    owners = [model, getattr(model, "network", None)]
+    classifiers = [getattr(own, "get_classifier", None) for own in owners]  # timm's networks
+    found = [get() for get in classifiers if callable(get)]
+    found += [getattr(own, "head", None) for own in owners]
+    for some in found:
+        parts = some if isinstance(some, tuple | list) else (some,)
+        inside = {m for part in parts if isinstance(part, nn.Module) for m in part.modules()}
+        if names := [n for n, m in layers.items() if m in inside]:
+            return names
+    linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
+    if not linears:
+        raise ConfigError(
+            f"prune.head=False is not allowed: no layer of {model._get_name()} is known to give "
+            "the logits; name the others by prune.inside"
+        )
+    return linears[-1:]
 
 
 class Search:
@@ -88,6 +113,7 @@ class Search:
             self.trained = False
         self.results: list[FitResult] = []
         self.start: dict[str, Tensor] = {}
+        self.begun: dict[str, Tensor] = {}  # what the search's training began with
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, seed {self.seed})"
@@ -105,8 +131,10 @@ class Search:
         """
         self.check(model)
         self.results, self.start = [], snapshot(model)
-        begun = self.start
+        self.begun = self.start
         mask = self._search(model, fit)
+        if empty := [name for name, kept in mask.items() if not bool(kept.any())]:
+            log.warning("NOTICE: %s left no weight of %s", self.name, listed(map(shown, empty)))
         asked = self._asked(mask)
         if asked is not None and asked != mask.removed:
             raise TicketError(
@@ -114,7 +142,7 @@ class Search:
                 f"{mask.removed}: its phases are those of another search; give a new --run.out"
             )
         if self.control != "none" and not self.trained:
-            self.start = begun if type(self).trained else self.start
+            self.start = self.begun if type(self).trained else self.start
             seed = seed_for(self.seed, f"{self.name} control")
             mask, self.start = control(self.control, mask, self.start, model, seed)
         ticket = self._ticket(model, mask)
@@ -176,6 +204,9 @@ class Search:
         quiet = self.config.prune.silence and not self.trained
         whole = silenced(model, mask) if quiet else mask
         whole.apply_(model)
+        counted = self.config.prune.weights(model)
+        count = sum(weight.numel() for weight in counted.values())
+        gone = Mask({name: kept for name, kept in mask.items() if name in counted}).removed
         about = {
             "search": self.name,
             "config": asdict(self.config),
@@ -184,8 +215,8 @@ class Search:
             "control": self.control,
             "phases": [asdict(result) for result in self.results],
             "search_seconds": sum(result.seconds for result in self.results),
-            "prunable_weights": mask.total,
-            "prunable_sparsity": mask.sparsity,
+            "prunable_weights": count,
+            "prunable_sparsity": gone / count,
             "total_sparsity": mask.removed / sum(p.numel() for p in model.parameters()),
             "dead_filters": dead_filters(mask),
             "mask_sha256": whole.sha256,
@@ -211,11 +242,17 @@ def dead_filters(mask: Mask) -> dict[str, int]:
 
 
 def silenced(model: nn.Module, mask: Mask) -> Mask:
-    """The mask with BatchNorm's scale and shift of every output row of which no weight is left."""
+    """The mask with BatchNorm's scale and shift of every output row of which no weight is left.
+
+    The norm is the one registered behind its layer; of two in a row neither is taken.
+    """
     kinds = (*PRUNABLE, _BatchNorm)
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
     found = dict(mask)
-    for (name, _), (norm, following) in pairwise(layers):
+    for at, ((name, _), (norm, following)) in enumerate(pairwise(layers)):
+        if any(isinstance(m, _BatchNorm) for _, m in layers[at + 2 : at + 3]):
+            log.warning("NOTICE: prune.silence: which norm follows %s is not known", shown(name))
+            continue
         kept = mask.get(f"{name}.weight")
         if kept is None or not isinstance(following, _BatchNorm) or not following.affine:
             continue

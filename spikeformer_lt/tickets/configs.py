@@ -162,7 +162,8 @@ class ImpConfig(Pruning):
     preset: str = "default"
     """default, or eccv22: 14 rounds of 25 %, 300 epochs, back to epoch 21, SGD at 0.3."""
     rounds: int = 8
-    """Rounds of removal; the dense training before them is not counted."""
+    """Rounds of removal, where neither sparsity nor levels say; the dense training before them is
+    not counted."""
     fraction: float = 0.25
     """Fraction of the weights still there that a round removes, in (0, 1)."""
     sparsity: float = 0.0
@@ -178,7 +179,8 @@ class ImpConfig(Pruning):
     round_epochs: int = 0
     """Epochs of training between two removals; 0 takes what the rewind point leaves of epochs."""
     rewind: str = "2ep"
-    """Point of the dense training to go back to: 2ep, 500it; 0it is the initialisation."""
+    """Point of the dense training to go back to: 2ep, 500it; 0it is the initialisation. Epochs of
+    it are part of those of the tested network, steps come on top."""
     buffers: str = "rewind"
     """BatchNorm statistics: rewind with the weights, keep what training left, or reset."""
     lr: str = "restart"
@@ -305,7 +307,7 @@ class EdgePopupConfig(TrainedPruning):
     init: str = "keep"
     """Frozen weights: keep the model's, kaiming (scaled by what is kept), or signed constants."""
     learn_norm: bool = True
-    """Train scale and shift of the norms, and biases; the papers leave them at their start."""
+    """Train what has no scores: norms, biases, layers that prune leaves out; the papers do not."""
     freeze_mask_at: float = 1.0
     """Fraction of the training after which the mask stays as it is."""
     PRESETS: ClassVar = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +21,8 @@ from spikeformer_lt.tickets.configs import EarlyTimeConfig
 from spikeformer_lt.tickets.presets import preset_optim
 from spikeformer_lt.training.options import TrainConfig
 from spikeformer_lt.training.phase import Fit, Phase
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -141,6 +144,10 @@ class EarlyTime(Search):
             ticket = self.inner.find(model, fit)
         self.start, self.results = self.inner.start, [probed, *self.inner.results]
         about = {"T": own, "T_early": self.T, "divergences": values, "config": asdict(config)}
+        if self.trained and own != self.T:
+            told = f"the network was trained with {self.T} of {own} time steps, and not after"
+            log.warning("NOTICE: early_time: %s; --%s.control start does", told, self.inner.name)
+            ticket = noted(ticket, deviations=[*ticket.provenance.get("deviations", ()), told])
         phases = [asdict(probed), *ticket.provenance.get("phases", [])]
         seconds = sum(phase["seconds"] for phase in phases)
         return noted(ticket, early_time=about, phases=phases, search_seconds=seconds)

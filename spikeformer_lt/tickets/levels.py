@@ -168,7 +168,8 @@ class WeightConfig(Checked):
     learn_norm: bool = True
     """Train scale and shift of the ConvPEP's norms, and biases, in its own search (sequential)."""
     monotone: bool = False
-    """Removed weights never return (Algorithm 1's line 10 read literally)."""
+    """Removed weights never return (Algorithm 1's line 10 read literally); without a ramp the first
+    step's mask stays."""
     anneal: float = 0.0
     """Final steepness of the score gradient's window around the threshold; 0 is edge-popup."""
     freeze_mask_at: float = 0.75

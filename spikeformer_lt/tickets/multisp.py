@@ -38,7 +38,7 @@ from spikeformer_lt.tickets.one_shot import random_mask
 from spikeformer_lt.tickets.sparse_training import Rewiring, SparseTraining
 from spikeformer_lt.training.options import OptimConfig
 from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase, Progress
-from spikeformer_lt.training.ranks import from_first
+from spikeformer_lt.training.ranks import digest, from_first
 
 
 class StemProbe(nn.Module):
@@ -264,7 +264,7 @@ class MultiSp(base.Search):
         self._stem: MaskController | None = None
         self._encoder: MaskController | None = None
         self._rigl: Rewiring | None = None
-        self._origin: dict[str, Any] = {}
+        self._origin: dict[str, Any] = {"start_sha256": digest(self.start)}
         if config.ticket:
             return self._trained_again(model, fit)
         if config.dense_epochs:
@@ -312,6 +312,11 @@ class MultiSp(base.Search):
         """Train the mask of a finished search from its start weights, or from a control's."""
         kind, found = self.control, self._opened(model)
         about = found.provenance
+        begun, same = about.get("start_sha256"), self._origin["start_sha256"]
+        rule = (
+            "a ticket whose search began with these weights: take its --model.init-from and phases"
+        )
+        check(kind == "fresh" or begun in (None, same), "multisp.ticket", self.config.ticket, rule)
         levels: dict[str, type] = {"weights": WeightConfig, "activation": ActivationConfig}
         later = {"encoder": EncoderConfig, "halting": HaltingConfig}  # than tickets of once
         levels |= {name: kind for name, kind in later.items() if name in about.get("config", {})}
@@ -321,7 +326,9 @@ class MultiSp(base.Search):
         own["weights"] = weights = replace(own["weights"], ramp_epochs=0.0)
         own["encoder"] = encoder = replace(own.get("encoder", EncoderConfig()), ramp_epochs=0.0)
         self.config = replace(self.config, **own)
-        self._origin = {"from_ticket": {n: about.get(n) for n in ("run_id", "mask_sha256", "seed")}}
+        self._origin |= {
+            "from_ticket": {n: about.get(n) for n in ("run_id", "mask_sha256", "seed")}
+        }
         stem, sparse, mask = stem_of(model), weights.method != "off", found.mask
         drawn = seed_for(self.seed, "multisp control")
         if kind == "fresh":
@@ -358,7 +365,7 @@ class MultiSp(base.Search):
             self._fit_encoder(model, fit, self._with_masks(model, final))
 
     def _sequential(self, model: nn.Module, fit: Fit, final: Phase) -> None:
-        config = self.config
+        config, held = self.config, list[nn.Parameter]()
         if config.weights.method != "off":
             with self._seeded("head"):
                 probe = StemProbe(model)
@@ -372,12 +379,16 @@ class MultiSp(base.Search):
                 parameter.requires_grad_(True)
             if config.stem == "frozen":
                 self._mask = self._collapsed(model)
-                stem_of(model).requires_grad_(False)
+                held = [p for p in stem_of(model).parameters() if p.requires_grad]
                 final = replace(final, frozen=(_stem_name(model),))
             elif self._stem is not None:
                 final = replace(final, before_step=self._stem.at_full_sparsity())
+        for parameter in held:
+            parameter.requires_grad_(False)
         self.select_patches(model, fit)
         self._fit_encoder(model, fit, final)
+        for parameter in held:
+            parameter.requires_grad_(True)
 
     def _reverse(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         self.select_patches(model, fit)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import kept_modes
@@ -236,7 +237,7 @@ def positive_twin(model: nn.Module) -> nn.Module:
                 if child.affine:
                     nn.init.ones_(child.weight)
                     nn.init.zeros_(child.bias)
-            elif isinstance(child, nn.LayerNorm | nn.GroupNorm):
+            elif isinstance(child, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | _InstanceNorm):
                 setattr(parent, name, nn.Identity())
             elif hasattr(child, "form"):  # it runs on the weights themselves, not on their signs
                 setattr(child, "effective_weight", partial(getattr, child, "weight"))  # noqa: B010

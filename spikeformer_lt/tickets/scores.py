@@ -46,8 +46,10 @@ class EdgePopup(Search):
             name: parameter.requires_grad or name in weights for name, parameter in rest.items()
         }
         for name, parameter in rest.items():
-            parameter.requires_grad_(config.learn_norm and name not in weights)
+            trained = config.learn_norm and name not in weights
+            parameter.requires_grad_(trained and wanted[name])
         self.frozen = {name: weight.detach().clone() for name, weight in weights.items()}
+        self.begun = {**self.start, **{name: w.cpu() for name, w in self.frozen.items()}}
         names = ("sparsity", "scope", "floor", "ramp_epochs", "ramp_from", "freeze_mask_at")
         same = {name: getattr(config, name) for name in names}
         options = WeightConfig(method="scores", binary=self.binary, **same)

@@ -116,7 +116,7 @@ def refuse_another(found: Checkpoint, facts: Mapping[str, Any], what: str) -> No
     elif changed := changes(made_by, {name: facts.get(name, "absent") for name in made_by}):
         raise ConfigError(
             f"{what} was made otherwise: {'; '.join(changed)}; take the old values, or choose "
-            "another --run.out (--model.init-from starts from the ticket of a run); --run.extend "
+            "another --run.out (--model.init-from starts from the network of a run); --run.extend "
             "trains a finished run on"
         )
 

@@ -6,8 +6,9 @@ rewind to, hold a mask, change it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, TypeAlias
 
@@ -101,6 +102,23 @@ class Phase:
         """The optimizer of this phase in a run whose `usual` one is given."""
         chosen, by = self.optim or usual, self.lr_factor
         return replace(chosen, lr=chosen.lr * by, score_lr=chosen.score_lr * by)
+
+
+@contextlib.contextmanager
+def held(model: nn.Module, prefixes: Sequence[str]) -> Iterator[None]:
+    """Within, parameters whose names start with one of these parts of a model do not train."""
+    own = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and any(f"{name}.".startswith(f"{p}.") for p in prefixes)
+    ]
+    for parameter in own:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in own:
+            parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from spikeformer_lt.training.monitor import (
 )
 from spikeformer_lt.training.optim import Ema, Schedule, build_optimizer
 from spikeformer_lt.training.options import TrainConfig, lasting
-from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress
+from spikeformer_lt.training.phase import FitResult, Hooks, Phase, Progress, held
 from spikeformer_lt.training.ranks import (
     StopRequest,
     agreed,
@@ -190,6 +190,8 @@ class PhaseRun:
         check(self.steps > 0, "train.batch_size", self.batch, f"at most {images} (train set)")
         self.hooks = Hooks(phase.hooks)
         self.hooks.start(model, self.steps, phase.epochs)
+        self.synced = contextlib.ExitStack()
+        self.synced.enter_context(held(model, phase.frozen))
         self.optimizer = build_optimizer(model, self.optim)
         if trainer.main:  # before DistributedDataParallel, whose backward waits for other ranks
             self._estimate()
@@ -207,7 +209,6 @@ class PhaseRun:
         kind = torch.float32 if trainer.accelerator.device.type == "mps" else torch.float64
         self.sums = torch.zeros(2, dtype=kind, device=trainer.accelerator.device)
         self.best: dict[str, Tensor] | None = None
-        self.synced = contextlib.ExitStack()
         if self.config.sync_norm and trainer.world > 1:
             self.synced.enter_context(synced_norms(model))
         self.wrapped = trainer.accelerator.prepare(model) if trainer.world > 1 else model

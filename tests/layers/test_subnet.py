@@ -291,3 +291,26 @@ def test_a_linear_subnet_is_the_map_of_its_effective_weight(binary: bool) -> Non
 def test_a_layer_of_another_kind_has_no_subnet_form() -> None:
     with pytest.raises(ConfigError, match="no subnet form of ReLU"):
         install(nn.Sequential(nn.ReLU()), "0", "scores", binary=True)
+
+
+def test_a_layer_under_two_names_is_one_subnet_and_a_shared_weight_is_refused() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = self.b = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x))
+
+    net, x = Twice(), torch.randn(2, 4, 5, 5)
+    install(net, "a", "weights", binary=True)
+    net.a.mask[0] = False
+    found = net(x)
+    assert net.a is net.b and isinstance(net.b, SubnetConv2d)
+    collapse(net)
+    assert net.a is net.b and type(net.b) is nn.Conv2d
+    torch.testing.assert_close(net(x), found)
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ConfigError, match="0: 1 has the same weight"):
+        install(tied, "0", "weights", binary=True)

@@ -21,7 +21,7 @@ from spikeformer_lt.tickets import (
     retrain,
     snapshot,
 )
-from spikeformer_lt.tickets.base import shuffled
+from spikeformer_lt.tickets.base import shuffled, silenced
 
 
 def test_only_matrices_and_kernels_can_be_pruned(make):
@@ -44,6 +44,45 @@ def test_the_first_convolution_and_the_head_can_be_spared(make):
     spared = list(PruneConfig(first_conv=False, head=False).weights(model))
     assert spared == whole[1:-1]
     assert whole[-1].startswith(("head", "classifier", "9."))
+
+
+def test_the_head_is_the_one_that_a_network_declares_else_the_last_linear_map():
+    class Declared(nn.Module):
+        def __init__(self, head: nn.Module) -> None:
+            super().__init__()
+            self.head, self.body = head, nn.Linear(8, 8)
+
+    def spared(model: nn.Module) -> set[str]:
+        return set(PruneConfig().weights(model)) - set(PruneConfig(head=False).weights(model))
+
+    assert spared(Declared(nn.Linear(8, 2))) == {"head.weight"}
+    assert spared(Declared(nn.Sequential(nn.ReLU(), nn.Linear(8, 2)))) == {"head.1.weight"}
+    two = Declared(nn.Linear(8, 2))
+    two.other = nn.Linear(8, 2)
+    two.get_classifier = lambda: (two.head, two.other)  # as timm's distilled networks
+    assert spared(two) == {"head.weight", "other.weight"}
+    assert spared(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))) == {"1.weight"}
+    with pytest.raises(ConfigError, match=r"prune\.head=False .* Sequential is known to give the"):
+        PruneConfig(head=False).weights(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)))
+
+
+def test_norms_that_do_not_follow_their_layers_one_by_one_are_not_silenced(caplog):
+    parts = {"conv1": nn.Conv2d(3, 4, 3), "conv2": nn.Conv2d(4, 4, 3)}
+    net = nn.ModuleDict({**parts, "bn1": nn.BatchNorm2d(4), "bn2": nn.BatchNorm2d(4)})
+    kept = torch.ones(net["conv2"].weight.shape, dtype=torch.bool)
+    kept[2] = False
+    assert set(silenced(net, Mask({"conv2.weight": kept}))) == {"conv2.weight"}
+    assert "which norm follows 'conv2' is not known" in caplog.text
+    usual = nn.ModuleDict({"conv2": net["conv2"], "bn2": nn.BatchNorm2d(4)})
+    found = silenced(usual, Mask({"conv2.weight": kept}))
+    assert found["bn2.bias"].tolist() == [True, True, False, True]
+
+
+def test_a_search_that_empties_a_layer_says_so(caplog):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 400))
+    nn.init.constant_(net[0].weight, 1e-3)
+    create_search("magnitude", sparsity=0.9).find(net, lambda model, phase: None)
+    assert "magnitude left no weight of '0.weight'" in caplog.text
 
 
 def test_inside_chooses_by_name_and_refuses_nothing(make):

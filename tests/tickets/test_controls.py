@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,6 +98,7 @@ def test_the_mask_of_a_search_that_ends_trained_is_trained_again(
         assert not again.trained and not ticket.provenance["trained"]
         assert ticket.mask.layer_sparsity() == found.mask.layer_sparsity()
         assert (ticket.mask == found.mask) == (kind != "random")
+        start = {**start, **again.begun}  # as its initialisation drew them
         for name, value in model.state_dict().items():
             wanted = torch.where(ticket.mask[name], start[name], 0) if name in found.mask else None
             if kind in ("start", "random"):
@@ -169,6 +172,21 @@ def test_a_multisp_ticket_is_trained_again_from_the_weights_that_the_control_nam
     assert ticket.provenance["from_ticket"]["mask_sha256"] == found.mask.sha256
     assert ticket.provenance["config"]["weights"]["sparsity"] == 0.6
     assert model.patch.sparsity == 0.25
+
+
+def test_start_weights_of_another_beginning_are_refused(tmp_path):
+    """A search that began with the weights of --model.init-from is told from one of the seed."""
+    model = spikformer()
+    with torch.no_grad():
+        model.head.weight.add_(1)
+    found = MultiSp(MultiSpConfig(epochs=1), 3).find(model, Fit())
+    Ticket(found.mask, found.tensors, {**found.provenance, "seed": 3}).save(tmp_path / "ticket")
+    config = MultiSpConfig(epochs=1, ticket=str(tmp_path / "ticket"))
+    with pytest.raises(
+        ConfigError, match=r"multisp\.ticket.* whose search began with these weights"
+    ):
+        MultiSp(config, 3).find(spikformer(), Fit())
+    MultiSp(replace(config, control="fresh"), 3).find(spikformer(), Fit())
 
 
 def test_start_weights_of_another_seed_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from spikeformer_lt import create_search
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.tickets import (
     EarlyTime,
@@ -162,3 +164,16 @@ def test_the_preset_is_the_published_probe():
 def test_bad_options_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):
         EarlyTimeConfig(**{field: value})
+
+
+def test_a_network_that_ends_trained_at_fewer_steps_says_so(make, bench, tmp_path, caplog):
+    for control, told in (("none", 1), ("start", 0)):
+        trainer = bench.trainer(tmp_path / control)
+        config = EarlyTimeConfig(epochs=1, images=20, threshold=1.0, order="code")
+        inner = create_search("edge_popup", epochs=1, control=control)
+        search = EarlyTime(config, batch=trainer.batch, inner=inner)
+        caplog.clear()
+        with mock.patch("spikeformer_lt.tickets.early_time.choose_time", return_value=2):
+            ticket = search.find(make(), trainer.fit)
+        said = [line for line in ticket.provenance["deviations"] if "2 of 3 time steps" in line]
+        assert len(said) == told == caplog.text.count("was trained with 2 of 3 time steps")

@@ -9,6 +9,7 @@ from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.subnet import Subnet, subnets
 from spikeformer_lt.tickets import EdgePopup, EdgePopupConfig, PruneConfig
+from spikeformer_lt.training.phase import FitResult
 
 
 class Spy:
@@ -42,6 +43,33 @@ def test_weights_stay_and_masks_move(make, bench, tmp_path):
         assert torch.equal(ticket.tensors[name], start[name] * ticket.mask[name])
     assert not any(isinstance(module, Subnet) for module in model.modules())
     assert {n: p.requires_grad for n, p in model.named_parameters()} == wanted
+
+
+def test_what_the_network_freezes_stays(bench, tmp_path):
+    """Of a random attention q and k stay as drawn."""
+    sizes = {"image_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "T": 2}
+    model = create_model("spikformer_toy", attention="random", **sizes)
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    EdgePopup(EdgePopupConfig(epochs=1)).find(model, bench.trainer(tmp_path).fit)
+    after = dict(model.named_parameters())
+    assert frozen
+    for name, value in frozen.items():
+        assert torch.equal(after[name], value) and not after[name].requires_grad
+
+
+@pytest.mark.parametrize("init", ["keep", "signed", "kaiming"])
+def test_the_mask_by_itself_begins_with_the_weights_of_its_search(make, init):
+    """What `control=start` trains again are the weights that the scores were of."""
+    frozen = {}
+
+    def fit(model, phase):
+        frozen.update({n: layer.weight.detach().clone() for n, layer in subnets(model)})
+        return FitResult(phase.name, 50.0, 1, phase.epochs, 0.1, None)
+
+    config = EdgePopupConfig(epochs=1, init=init, control="start")
+    ticket = EdgePopup(config, seed=3).find(make(), fit)
+    for name, kept in ticket.mask.items():
+        assert torch.equal(ticket.tensors[name], torch.where(kept, frozen[name], 0))
 
 
 @pytest.mark.parametrize("learn", [True, False])

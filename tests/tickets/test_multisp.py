@@ -160,9 +160,11 @@ def test_a_frozen_stem_does_not_move_while_the_encoder_trains():
             return result
 
     fit = Watching()
-    MultiSp(MultiSpConfig(schedule="sequential", epochs=2, stem_epochs=1)).find(toy(), fit)
+    model = toy()
+    MultiSp(MultiSpConfig(schedule="sequential", epochs=2, stem_epochs=1)).find(model, fit)
     assert [p.name for p in fit.phases] == ["conv_pep", "sequential"]
     assert fit.moved == []
+    assert all(p.requires_grad for p in model.conv_pep.parameters()), "ready to train"
 
 
 def test_the_literal_preset_is_algorithm_1():

@@ -66,6 +66,21 @@ def test_no_data_is_seen_and_the_model_is_not_changed(make):
     assert masks[0] == masks[1]
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d, nn.RMSNorm])
+def test_every_norm_is_the_identity(norm):
+    """An instance's own mean would take an input of ones away."""
+    torch.manual_seed(0)
+    made = norm([8, 8, 8]) if norm is nn.RMSNorm else norm(8)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), made, nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(256, 2)
+    )
+    plain = nn.Sequential(net[0], nn.Identity(), *net[2:])
+    batch = lambda n: (torch.randn(n, 3, 8, 8), None)  # noqa: E731
+    masks = [Synflow(SynflowConfig(0.7, rounds=3), batch=batch).find(one, None).mask
+             for one in (net, plain)]  # fmt: skip
+    assert masks[0] == masks[1]
+
+
 def test_no_rounds_are_refused():
     with pytest.raises(ConfigError, match="rounds"):
         SynflowConfig(rounds=0)

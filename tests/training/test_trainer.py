@@ -261,6 +261,18 @@ def test_a_network_that_cannot_be_computed_again_is_refused_by_name(data, tmp_pa
         )
 
 
+def test_what_a_phase_freezes_does_not_train_and_does_after_it(data, tmp_path):
+    model = toy()
+    model.blocks[0].mlp.requires_grad_(False)
+    wanted = {n: p.requires_grad for n, p in model.named_parameters()}
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    phase = Phase("p", 1, frozen=("conv_pep", "head"))
+    trainer(tmp_path, data, settings()).fit(model, phase)
+    moved = {n.split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"blocks"}
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == wanted
+
+
 def test_accumulated_batches_make_fewer_steps(data, tmp_path):
     seen = []
     phase = Phase("joint", 1, before_step=seen.append)

@@ -28,6 +28,7 @@ from spikeformer_lt.training.ranks import digest
 
 __getattr__ = moved(__name__)
 log = logging.getLogger(__name__)
+_MANY = 256  # weights whose spread tells something
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 """Gives so many training images and their labels, not augmented; `Trainer.batch` is one."""
 
@@ -145,6 +146,9 @@ class Search:
             self.start = self.begun if type(self).trained else self.start
             seed = seed_for(self.seed, f"{self.name} control")
             mask, self.start = control(self.control, mask, self.start, model, seed)
+            if self.control == "fresh" and (odd := _spread_apart(self.start, self.begun)):
+                told = "layers draw weights 1.5 times as wide or narrow as those that it began with"
+                log.warning("NOTICE: control=fresh: %d %s: %s", len(odd), told, shown(odd[0]))
         ticket = self._ticket(model, mask)
         reset_state(model)
         return ticket
@@ -336,6 +340,13 @@ def fresh_weights(model: nn.Module, seed: int) -> dict[str, Tensor]:
         if callable(own):
             own()
     return snapshot(twin)
+
+
+def _spread_apart(fresh: Mapping[str, Tensor], begun: Mapping[str, Tensor]) -> list[str]:
+    """Names of large weights that are spread otherwise than before: a network's own constructor."""
+    sizes = {n: float(w.std()) / max(1e-12, float(begun[n].std())) for n, w in fresh.items()
+             if w.ndim > 1 and w.numel() >= _MANY and w.is_floating_point()}  # fmt: skip
+    return [name for name, ratio in sizes.items() if not 1 / 1.5 < ratio < 1.5]
 
 
 @torch.no_grad()

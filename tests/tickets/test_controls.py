@@ -132,6 +132,17 @@ def test_fresh_weights_are_those_of_a_model_made_anew(make):
             assert float(one[name].std()) == pytest.approx(float(before[name].std()), rel=0.4)
 
 
+@pytest.mark.parametrize(("scale", "told"), [(1.0, False), (2.0, True), (0.4, True)])
+def test_fresh_weights_of_another_spread_than_the_networks_own_are_told(scale, told, caplog):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        net[0].weight *= scale  # as a constructor of its own may draw them
+    create_search("magnitude", sparsity=0.5, control="fresh").find(net, None)
+    assert ("control=fresh: 1 layers draw weights 1.5 times" in caplog.text) == told
+    assert ("'0.weight'" in caplog.text) == told
+
+
 def test_a_model_that_cannot_be_drawn_anew_says_so():
     class Own(nn.Module):
         def __init__(self) -> None:

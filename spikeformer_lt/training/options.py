@@ -168,13 +168,14 @@ class DataConfig:
     """auto (the data set's usual), none, digits, spikformer_cifar, crop4, crop4_flip,
     crop4_flip_cutout, crop8_flip, imagenet or imagenet_repeats."""
     mixup: float | None = None
-    """Alpha of mixup; None goes with augment: the papers' value with a data set's usual one."""
+    """Alpha of mixup; None is what goes with augment: the papers' value with a set's usual one."""
     cutmix: float = 0.0
     """Alpha of CutMix."""
     mix_until: float | None = None
-    """Fraction of each phase after which mixup and CutMix are off; None goes with augment."""
+    """Fraction of each phase after which mixup and CutMix are off; None is what goes with
+    augment."""
     smoothing: float | None = None
-    """Label smoothing; None goes with augment, as of mixup."""
+    """Label smoothing; None is what goes with augment."""
 
     def __post_init__(self) -> None:
         bounds: dict[str, Any] = {

@@ -81,8 +81,8 @@ def test_a_ticket_halts_again_from_its_start(bench, tmp_path) -> None:
     """`--multisp.ticket` takes level 5 from the ticket, and its neurons from where they began."""
     ticket, _ = found(bench, tmp_path / "first", kind="act", ponder=20.0)
     ticket.save(tmp_path / "kept")
-    again = create_model(NAME, **SIZES)
     torch.manual_seed(0)
+    again = create_model(NAME, **SIZES)
     seen: list[Any] = []
 
     def fit(model: nn.Module, phase: Any) -> Any:

@@ -129,7 +129,7 @@ def test_phases_of_other_time_steps_are_the_commands_that_they_stand_for(
     dense = ("--method", "random", "--sparsity", 0, "--train.optim.lr", 0.02)
     first = run("first", *dense, "--model.T", 1, "--epochs", 3)
     search = ("--method", "snip", "--sparsity", 0.5, "--epochs", 2, "--model.T", 2)
-    second = run("second", *search, "--model.init-from", first / "trained")
+    second = run("second", *search, "--model.init-from", first)
     one = (*search, "--train.phases", "1x3@0.02")
     whole = run("whole", *one)
     for kind in ("ticket", "trained"):

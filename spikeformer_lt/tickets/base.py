@@ -254,14 +254,15 @@ def silenced(model: nn.Module, mask: Mask) -> Mask:
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)]
     found = dict(mask)
     for at, ((name, _), (norm, following)) in enumerate(pairwise(layers)):
-        if any(isinstance(m, _BatchNorm) for _, m in layers[at + 2 : at + 3]):
-            log.warning("NOTICE: prune.silence: which norm follows %s is not known", shown(name))
-            continue
         kept = mask.get(f"{name}.weight")
         if kept is None or not isinstance(following, _BatchNorm) or not following.affine:
             continue
         alive = kept.flatten(1).any(1)
         if len(alive) == following.num_features and not bool(alive.all()):
+            if any(isinstance(m, _BatchNorm) for _, m in layers[at + 2 : at + 3]):
+                told = "NOTICE: prune.silence: which norm follows %s is not known"
+                log.warning(told, shown(name))
+                continue
             for entry in (f"{norm}.weight", f"{norm}.bias"):
                 found[entry] = found[entry] & alive if entry in found else alive
     return Mask(found)
@@ -281,9 +282,8 @@ def retrain(
     `lr_from` is where the learning-rate schedule is entered.
     """
     ticket.apply_(model)
-    about: dict[str, Any] = {"hooks": (Masked(ticket.mask),), "lr_from": lr_from}
-    about["origin"] = {"ticket.weights": digest(ticket.tensors)}
-    return fit(model, Phase(name, epochs, optim, **about))
+    origin, hooks = {"ticket.weights": digest(ticket.tensors)}, (Masked(ticket.mask),)
+    return fit(model, Phase(name, epochs, optim, hooks=hooks, lr_from=lr_from, origin=origin))
 
 
 def with_phase(ticket: Ticket, result: FitResult, **about: Any) -> Ticket:

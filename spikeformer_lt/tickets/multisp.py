@@ -37,7 +37,7 @@ from spikeformer_lt.tickets.levels import (
 from spikeformer_lt.tickets.one_shot import random_mask
 from spikeformer_lt.tickets.sparse_training import Rewiring, SparseTraining
 from spikeformer_lt.training.options import OptimConfig
-from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase, Progress
+from spikeformer_lt.training.phase import Capture, Fit, Masked, Phase, Progress, held
 from spikeformer_lt.training.ranks import digest, from_first
 
 
@@ -365,7 +365,7 @@ class MultiSp(base.Search):
             self._fit_encoder(model, fit, self._with_masks(model, final))
 
     def _sequential(self, model: nn.Module, fit: Fit, final: Phase) -> None:
-        config, held = self.config, list[nn.Parameter]()
+        config = self.config
         if config.weights.method != "off":
             with self._seeded("head"):
                 probe = StemProbe(model)
@@ -379,16 +379,12 @@ class MultiSp(base.Search):
                 parameter.requires_grad_(True)
             if config.stem == "frozen":
                 self._mask = self._collapsed(model)
-                held = [p for p in stem_of(model).parameters() if p.requires_grad]
                 final = replace(final, frozen=(_stem_name(model),))
             elif self._stem is not None:
                 final = replace(final, before_step=self._stem.at_full_sparsity())
-        for parameter in held:
-            parameter.requires_grad_(False)
-        self.select_patches(model, fit)
-        self._fit_encoder(model, fit, final)
-        for parameter in held:
-            parameter.requires_grad_(True)
+        with held(model, final.frozen):
+            self.select_patches(model, fit)
+            self._fit_encoder(model, fit, final)
 
     def _reverse(self, model: nn.Module, fit: Fit, final: Phase) -> None:
         self.select_patches(model, fit)

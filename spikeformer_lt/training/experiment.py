@@ -91,8 +91,8 @@ def origin_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def begun_from(cfg: Any) -> dict[str, str]:
     """sha256 of the weights in the folders that options name: what is there may be replaced."""
-    places = {"ticket": start_folder, "multisp.ticket": finished_folder}
-    places |= {"model.init_from": finished_folder}
+    places = {"model.init_from": finished_folder, "ticket": start_folder}
+    places |= {"multisp.ticket": finished_folder}
     named = {path: place(where) for path, place in places.items() if (where := value_at(cfg, path))}
     files = {path: folder / "model.safetensors" for path, folder in named.items()}
     return {path: sha256_of(file) for path, file in files.items() if file.is_file()}

@@ -190,8 +190,8 @@ class PhaseRun:
         check(self.steps > 0, "train.batch_size", self.batch, f"at most {images} (train set)")
         self.hooks = Hooks(phase.hooks)
         self.hooks.start(model, self.steps, phase.epochs)
-        self.synced = contextlib.ExitStack()
-        self.synced.enter_context(held(model, phase.frozen))
+        self.within = contextlib.ExitStack()
+        self.within.enter_context(held(model, phase.frozen))
         self.optimizer = build_optimizer(model, self.optim)
         if trainer.main:  # before DistributedDataParallel, whose backward waits for other ranks
             self._estimate()
@@ -210,7 +210,7 @@ class PhaseRun:
         self.sums = torch.zeros(2, dtype=kind, device=trainer.accelerator.device)
         self.best: dict[str, Tensor] | None = None
         if self.config.sync_norm and trainer.world > 1:
-            self.synced.enter_context(synced_norms(model))
+            self.within.enter_context(synced_norms(model))
         self.wrapped = trainer.accelerator.prepare(model) if trainer.world > 1 else model
         trainer.kept |= {"batches": Workers(until), "val": Workers(), "test": Workers()}
         if trainer.run.resumed:
@@ -276,7 +276,7 @@ class PhaseRun:
     def close(self) -> None:
         """Take the hooks off the model and free the wrapper that averages its gradients."""
         with contextlib.ExitStack() as left:
-            parts: Sequence[Any] = self.synced, self.watch, *self.trainer.kept.values()
+            parts: Sequence[Any] = self.within, self.watch, *self.trainer.kept.values()
             for part in parts:
                 left.callback(part.close)
             try:

@@ -73,9 +73,13 @@ def test_norms_that_do_not_follow_their_layers_one_by_one_are_not_silenced(caplo
     kept[2] = False
     assert set(silenced(net, Mask({"conv2.weight": kept}))) == {"conv2.weight"}
     assert "which norm follows 'conv2' is not known" in caplog.text
-    usual = nn.ModuleDict({"conv2": net["conv2"], "bn2": nn.BatchNorm2d(4)})
+    caplog.clear()
+    usual = nn.ModuleDict({
+        "conv1": parts["conv1"], "bn1": nn.BatchNorm2d(4), "conv2": parts["conv2"],
+        "bn2": nn.BatchNorm2d(4), "conv3": nn.Conv2d(4, 4, 3), "bn3": nn.BatchNorm2d(4),
+    })  # fmt: skip
     found = silenced(usual, Mask({"conv2.weight": kept}))
-    assert found["bn2.bias"].tolist() == [True, True, False, True]
+    assert found["bn2.bias"].tolist() == [True, True, False, True] and not caplog.text
 
 
 def test_a_search_that_empties_a_layer_says_so(caplog):

@@ -153,7 +153,8 @@ def _npy_parts(home: Path) -> dict[str, list[Sample]]:
                     f"{name_of(home / folder / path)} is not named "
                     "user<number>_<light>/<class>.npy: move it out of the set"
                 )
-            parts[part].append(Sample(f"{folder}/{path}", label=int(named[2]), group=named[1]))
+            person = f"{int(named[1]):02d}"
+            parts[part].append(Sample(f"{folder}/{path}", label=int(named[2]), group=person))
     return parts
 
 

@@ -58,7 +58,7 @@ def event_folder(options: EventDataOptions, config: FolderConfig) -> Splits:
     rows and columns are ``--data.sensor``; frames are its longer side, or `image_size`.
     """
     from spikeformer_lt.events.dataset import Source, event_splits
-    from spikeformer_lt.events.formats import SUFFIXES, FileReader
+    from spikeformer_lt.events.formats import SUFFIXES, TABLE_ENDS, FileReader
     from spikeformer_lt.events.recording import Sensor
     from spikeformer_lt.events.split import find_copies, labelled_files, parted
 
@@ -69,7 +69,12 @@ def event_folder(options: EventDataOptions, config: FolderConfig) -> Splits:
             f"coordinates are told by: python -m spikeformer_lt.events check {root}"
         )
     classes, parts = labelled_files(root, SUFFIXES, config.table)
-    copies = find_copies(root, sorted({file.path for part in parts.values() for file in part}))
+    paths = sorted({file.path for part in parts.values() for file in part})
+    for name in ("unit", "columns"):
+        takes_it = any(Path(path).suffix.lower() in TABLE_ENDS for path in paths)
+        given = getattr(options.events, name)
+        check(takes_it or given is None, name, given, "these files say that themselves; leave it out")
+    copies = find_copies(root, paths)
     how = (options.val_fraction, config.test_fraction, copies)
     split = parted("event_folder", classes, parts, *how)
     sensor = Sensor.parse(options.events.sensor)
@@ -115,6 +120,7 @@ def picture_splits(
         limited,
         pairs_apart,
         parted,
+        shared_groups,
     )
     from spikeformer_lt.images.folders import SUFFIXES, FileImages, map_pixels, open_picture
     from spikeformer_lt.preprocess import Preprocess
@@ -129,11 +135,15 @@ def picture_splits(
     samples = {part: getattr(split, part) for part in PARTS}
     size = options.image_size
     if size is None:
-        size = min(224, *open_picture(root / split.train[0].path).size)
+        first = min(sample.path for part in parts.values() for sample in part)
+        size = min(224, *open_picture(root / first).size)
     check(1 <= size <= 4096, "image_size", size, "1 to 4096 pixels")
     if shared := pairs_apart(copies, samples):
         first = f"the first: {shared[0][0]} and {shared[0][1]}"
         text = f"{name}: {len(shared)} pictures are in two parts, byte for byte; {first}"
+        report_shared(text, options.duplicates)
+    if people := shared_groups(samples):
+        text = f"{name}: {len(people)} persons are in two parts; the first: {people[0]}"
         report_shared(text, options.duplicates)
     made = {}
     everything = 0 if config.keep_mb == 0 else sum(map(len, samples.values())) * size * size * 3

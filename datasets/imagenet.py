@@ -29,6 +29,7 @@ from spikeformer_lt.datasets.folders import PictureConfig, picture_splits
 from spikeformer_lt.disk import allow_write, free_bytes, write_atomic
 from spikeformer_lt.errors import ConfigError, DataError, name_of, shown
 from spikeformer_lt.events.split import PARTS, Sample, scan
+from spikeformer_lt.published import MemberOfWhole
 from spikeformer_lt.registry import register_dataset
 from spikeformer_lt.splits import DataOptions, Splits, takes
 
@@ -255,7 +256,7 @@ def _pictures(path: Path) -> Iterator[tuple[str, tuple[int, int, int]]]:
     labels: dict[str, int] = {}
     where = name_of(path)
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", tarinfo=MemberOfWhole) as tar:
             end = os.stat(path).st_size
             for member in tar:
                 if any(part[:2] == "._" or part == "__MACOSX" for part in member.name.split("/")):
@@ -272,6 +273,8 @@ def _pictures(path: Path) -> Iterator[tuple[str, tuple[int, int, int]]]:
                 elif f".{suffix.lower()}" in SUFFIXES:
                     if not 0 < member.size <= min(_MOST, end - member.offset_data):
                         raise DataError(f"{where}: {shown(member.name)} has {member.size} bytes")
+                    if key in found:
+                        raise DataError(f"{where}: {shown(member.name)} is a second picture of it")
                     found[key] = (member.name, member.offset_data, member.size)
     except (tarfile.TarError, OSError, EOFError) as fault:
         raise DataError(f"{where} is no whole tar: {shown(str(fault))}") from fault
@@ -301,12 +304,12 @@ def _unpacked(
         raise ConfigError(f"imagenet in parquet files {needed}") from fault
     made, waiting = {}, list(files)
     random.Random(os.getpid()).shuffle(waiting)  # ranks divide the work
-    names: tuple[str, ...] = ()
+    told: dict[tuple[str, ...], str] = {}  # names of the classes -> a file that has them
     for file in waiting:
         path = root / file
         try:
             with parquet.ParquetFile(path) as table:
-                names = names or _class_names(table.schema_arrow.metadata or {})
+                told[_class_names(table.schema_arrow.metadata or {})] = file
                 state = os.stat(path)
                 mark = hashlib.sha256(f"{file} {state.st_size} {state.st_mtime_ns}".encode())
                 tar = folder / f"{_part(file)}-{Path(file).stem}-{mark.hexdigest()[:12]}.tar"
@@ -316,7 +319,11 @@ def _unpacked(
         except (arrow.ArrowException, OSError) as fault:
             text = shown(str(fault), 200)
             raise DataError(f"{name_of(path)} cannot be unpacked: {text}") from fault
-    return names, {file: made[file] for file in files}
+    told.pop((), None)
+    if len(told) > 1:
+        first, second = sorted(told.values())[:2]
+        raise DataError(f"{name_of(root)}: {shown(first)} and {shown(second)} name other classes")
+    return next(iter(told), ()), {file: made[file] for file in files}
 
 
 def _class_names(about: dict[bytes, bytes]) -> tuple[str, ...]:

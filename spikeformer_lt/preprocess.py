@@ -15,7 +15,7 @@ WAYS = ("n_event_bins", "n_time_bins", "time_window")
 VALUES = ("counts", "binary")
 LARGEST_SIDE, LARGEST_T, MOST_CLASSES = 4096, 4096, 100_000
 _KEY = "preprocess"  # of a ticket's provenance
-_OF_FILES = ("sensor", "form", "columns", "microseconds_per_tick", "signed")
+_OF_FILES = ("sensor", "form", "columns", "microseconds_per_tick", "unit_given", "signed")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Recordings:
     """What the columns of a plain array in a file are."""
     microseconds_per_tick: int = 1
     """Unit of the times in npy files; events in memory are in microseconds."""
+    unit_given: bool = False
+    """Whether it was named, and so goes for times with fractions, too."""
     signed: bool = False
     """Whether polarities are -1 and 1."""
     transform: str = ""

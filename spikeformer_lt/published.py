@@ -455,12 +455,28 @@ def _tar_members(packed: IO[bytes], name: str, limit: int) -> Iterator[Member]:
     packed.seek(0)
     plain = cast("IO[bytes]", gzip.GzipFile(fileobj=packed)) if magic == b"\x1f\x8b" else packed
     # A stream is read front to back, once: no member is looked at before the caps have passed it.
-    with tarfile.open(fileobj=cast("IO[bytes]", _Capped(plain, name, limit)), mode="r|") as tar:
+    capped = cast("IO[bytes]", _Capped(plain, name, limit))
+    with tarfile.open(fileobj=capped, mode="r|", tarinfo=MemberOfWhole) as tar:
         for info in tar:
             sound = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and info.size >= 0
             refused = "a link" if info.issym() or info.islnk() else "no plain file"
             content = None if info.isdir() else functools.partial(tar.extractfile, info)
             yield info.name, content, "" if sound or info.isdir() else refused
+
+
+class MemberOfWhole(tarfile.TarInfo):
+    """A member of a tar that is whole: tarfile takes a damaged header, or a cut, for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: Any) -> Any:
+        """Return the next member, or raise tarfile's ReadError where the archive breaks off."""
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as fault:
+            told = f"it breaks off or is damaged at byte {tarfile_.offset}"
+            raise tarfile.ReadError(told) from fault
 
 
 class _Capped:

@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
             from spikeformer_lt.events.recording import parse_columns
 
             sensor = Sensor.parse(options.sensor) if options.sensor else None
-            columns, ticks = parse_columns(options.columns), UNITS[options.unit]
+            usual = isinstance(options.unit, _Usual)
+            columns, ticks = parse_columns(options.columns), None if usual else UNITS[options.unit]
             report = check_folder(options.dir, sensor, columns, ticks)
     except Exception as fault:
         if options.debug:

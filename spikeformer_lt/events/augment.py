@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import inspect
 import math
@@ -178,14 +179,15 @@ def _cut_out(frames: Tensor, top: int, left: int, height: int, width: int) -> Te
 
 
 _TEXT_LIMIT = 2000  # characters of transforms
-_THEIRS = np.dtype([("x", "<i4"), ("y", "<i4"), ("t", "<i8"), ("p", "?")])
+_THEIRS = np.dtype([("x", "<i4"), ("y", "<i4"), ("t", "<i8"), ("p", "i1")])
 
 
 @dataclass(frozen=True)
 class Transforms:
     """Transforms of events, one after the other.
 
-    A random one draws once for each recording: the same in every epoch and process.
+    A random one draws once for each recording: the same in every epoch and process. Times begin at
+    0 in what they get, as theirs do.
     """
 
     steps: tuple[Callable[[Any], Any], ...]
@@ -223,10 +225,11 @@ class Transforms:
         made: Any = np.empty(len(events), _THEIRS)
         for name in ("x", "y", "p"):
             made[name] = events[name]
-        made["t"] = events["t_us"]
+        made["t"] = events["t_us"] - events["t_us"][:1]
         with isolated_rng(seed_for("transform", key)), decoding(where, "what is transformed"):
             for step in self.steps:
-                made = step(made)
+                if len(made):
+                    made = copy.copy(step)(made)  # some keep what the first recording was like
         if not isinstance(made, np.ndarray) or not made.dtype.names:
             raise DataError(
                 f"{where}: the transforms make no events but {type(made).__name__}; frames are "

@@ -34,16 +34,17 @@ _KINDS = ("uint8", "uint16", "int32")
 @functools.cache
 def code_version() -> str:
     """Return a hash of the source of this package: another code, another cache."""
-    return _hash_of(sorted(Path(__file__).parent.glob("*.py")))
+    return hash_of(sorted(Path(__file__).parent.glob("*.py")))
 
 
 def source_of(thing: object) -> str:
     """Return a hash of the source file that defines the class of `thing`, or ""."""
     path = getattr(sys.modules.get(type(thing).__module__), "__file__", None)
-    return _hash_of([Path(path)]) if path else ""
+    return hash_of([Path(path)]) if path else ""
 
 
-def _hash_of(paths: list[Path]) -> str:
+def hash_of(paths: list[Path]) -> str:
+    """Return a hash of the contents and names of files."""
     sources = (f"{path.name}\n".encode() + path.read_bytes() for path in paths if path.is_file())
     return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
@@ -64,7 +65,7 @@ class FrameCache:
         except (TypeError, ValueError) as fault:
             raise DataError(f"cache of {name}: a parameter is not JSON: {fault}") from fault
         self.key = hashlib.sha256(self._describe.encode()).hexdigest()[:20]
-        self.folder = Path(folder) / f"{safe_name(name)}-{self.key}"
+        self.folder = Path(folder).expanduser() / f"{safe_name(name)}-{self.key}"
         self._opened = False
         self._writes = True
 

@@ -131,7 +131,7 @@ def check_folder(
     root: str | Path,
     sensor: Sensor | None = None,
     columns: Sequence[str] = FIELDS,
-    microseconds_per_tick: int = 1,
+    microseconds_per_tick: int | None = None,
 ) -> DataReport:
     """Read every recording below a folder; nothing is refused, everything is counted.
 

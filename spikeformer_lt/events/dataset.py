@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -203,13 +204,16 @@ def event_splits(
     if source.root is not None and (source.root / SIMULATED).is_file():
         notice = f"{name_of(source.root)} is simulated: its results are none on DVS128 Gesture"
         log.warning("NOTICE: %s", notice)
-    form = getattr(source.read, "form", "")
+    form, ticks = (
+        getattr(source.read, "form", ""),
+        getattr(source.read, "microseconds_per_tick", None),
+    )
     how = Recordings(
         sensor=(source.sensor.height, source.sensor.width), T=events.T, by=events.by,
         window_us=events.window_us, values=events.values, transform=events.transform,
         form=form if form == "cifar10_dvs" else "",
         columns=getattr(source.read, "columns", FIELDS),
-        microseconds_per_tick=getattr(source.read, "microseconds_per_tick", 1),
+        microseconds_per_tick=ticks or 1, unit_given=ticks is not None,
         signed=events.policy(source.policy).signed_polarity,
     )  # fmt: skip
     return Splits(
@@ -228,6 +232,7 @@ def _cache(
     if source.root is None and options.cache == "auto":
         return MemoryCache()
     folder = options.cache if options.cache != "auto" else str(source.root / ".frames")  # type: ignore[operator]
+    of_tonic = type(source.read).__name__ == "TonicReader"
     parameters = {
         "framing": repr(options.framing),
         "policy": repr(options.policy(source.policy)),
@@ -235,6 +240,7 @@ def _cache(
         "transform": options.transform,
         "reader": repr(source.read),
         "reader_code": source_of(source.read),
+        "tonic": version("tonic") if options.transform or of_tonic else "",
         "root": "" if options.cache == "auto" else str(source.root and source.root.resolve()),
         "sensor": str(source.sensor),
         "size": size,

@@ -53,6 +53,9 @@ _LONGEST_HEADER = 1 << 16  # bytes before the numbers of a NumPy file
 TABLES = ("hdf5", "npy", "npz", "txt")  # forms whose columns and unit of time a user may name
 
 
+TABLE_ENDS = {end for end, form in _SUFFIXES.items() if form in TABLES}
+
+
 @dataclass(frozen=True)
 class FileReader:
     """Reads the recordings of one folder."""
@@ -60,7 +63,8 @@ class FileReader:
     root: Path = field(repr=False)
     form: str  # one of FORMS; "auto" is `form_of` a file, "cifar10_dvs" "aedat2" turned upright
     columns: tuple[str, ...] = FIELDS  # what the columns of a plain npy array are
-    microseconds_per_tick: int = 1  # unit of times in npy, npz and HDF5 files; of t, not of t_us
+    microseconds_per_tick: int | None = None
+    """Unit of times t, not of t_us, in tables; None are microseconds, or what a form says."""
 
     def __post_init__(self) -> None:
         one_of("form", self.form, FORMS)
@@ -111,7 +115,7 @@ def form_of(path: str | Path) -> str:
 
 
 def read_npy(
-    path: str | Path, columns: Sequence[str] = FIELDS, microseconds_per_tick: int = 1
+    path: str | Path, columns: Sequence[str] = FIELDS, microseconds_per_tick: int | None = None
 ) -> Raw:
     """Read a structured array with x, y, p and t (or t_us), or a plain [N, 4] array.
 
@@ -127,7 +131,7 @@ def read_npy(
 
 
 def read_npz(
-    path: str | Path, columns: Sequence[str] = FIELDS, microseconds_per_tick: int = 1
+    path: str | Path, columns: Sequence[str] = FIELDS, microseconds_per_tick: int | None = None
 ) -> Raw:
     """Read an archive of NumPy arrays x, y, p and t (or t_us), or of one array as `read_npy` does.
 
@@ -155,11 +159,11 @@ def read_npz(
     return _in_microseconds(only, path, columns, microseconds_per_tick)
 
 
-def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
+def read_hdf5(path: str | Path, microseconds_per_tick: int | None = None) -> Raw:
     """Read x, y, p and t (or t_us) of a group "events" or of the file, or a table "CD/events".
 
-    Columns may also be called as `field_of` knows; ts is in seconds where it is real, unless
-    another unit than microseconds is given.
+    Columns may also be called as `field_of` knows; ts is in seconds where it is real, unless a
+    unit is given.
 
     Raises:
         DataError: the package h5py or the plug-in that unpacks it is missing, the file is damaged,
@@ -185,7 +189,7 @@ def read_hdf5(path: str | Path, microseconds_per_tick: int = 1) -> Raw:
                 tables = {name: _own(found, own) for name, own in names.items()}
                 time = tables.get("t")
                 real = names.get("t") == "ts" and time is not None and time.dtype.kind == "f"
-                if real and microseconds_per_tick == 1:
+                if real and microseconds_per_tick is None:
                     microseconds_per_tick = UNITS["s"]
             kept = {n: table for n, table in tables.items() if isinstance(table, h5py.Dataset)}
             for name, table in kept.items():
@@ -213,14 +217,14 @@ _LINES = 1 << 16  # of a text, read at once
 
 
 def read_txt(
-    path: str | Path, columns: Sequence[str] = FIELDS, microseconds_per_tick: int = 1
+    path: str | Path, columns: Sequence[str] = FIELDS, microseconds_per_tick: int | None = None
 ) -> Raw:
     """Read lines of four numbers, parted by blanks or commas; # and % begin a comment.
 
     A first line of the names x, y, p and t (or t_us) tells the order. Without it the order is
     `columns`; where these are the usual ones and not all of the first column is whole, it is t, x,
     y, p with times in seconds, as in the Event Camera Dataset (Mueggler et al., arXiv:1610.08336),
-    unless another unit than microseconds is given.
+    unless a unit is given.
 
     Raises:
         DataError: no text, or a line of another form.
@@ -254,7 +258,7 @@ def read_txt(
             table = dict(zip(named, table.T, strict=True))
         elif tuple(columns) == FIELDS and (np.floor(table[:, 0]) < table[:, 0]).any():
             columns = ("t_us", "x", "y", "p")
-            if microseconds_per_tick == 1:
+            if microseconds_per_tick is None:
                 microseconds_per_tick = UNITS["s"]
     return _in_microseconds(table, path, columns, microseconds_per_tick)
 
@@ -272,13 +276,13 @@ def _own(group: Any, name: str) -> Any:
 
 
 def _in_microseconds(
-    events: Any, path: str | Path, columns: Sequence[str], microseconds_per_tick: int
+    events: Any, path: str | Path, columns: Sequence[str], microseconds_per_tick: int | None
 ) -> Raw:
     """Return the columns with times in microseconds, whole ones; a field t_us has them already."""
     named = events if isinstance(events, dict) else events.dtype.names or ()
     found = columns_of(events, name_of(path), columns)
     times = found["t_us"]
-    if "t_us" in named or microseconds_per_tick == 1:
+    if "t_us" in named or microseconds_per_tick in (None, 1):
         return Raw(found)
     if times.dtype.kind in "iu":
         # In a wide type, never past what the gate refuses: a product that wraps looks valid.

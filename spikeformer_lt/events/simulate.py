@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikeformer_lt.bundle import new_stage, recover
-from spikeformer_lt.config import check
+from spikeformer_lt.config import check, check_fields
 from spikeformer_lt.errors import DataError, name_of, one_of
 from spikeformer_lt.events.aedat import write_aedat31
 from spikeformer_lt.events.recording import Events, make_events
@@ -42,6 +42,12 @@ class Camera:
     saccade_us: int = 100_000  # length of each of the three saccades, in microseconds
     reach: float = 0.12  # length of a saccade as a fraction of the sensor's side
     steps: int = 24  # pictures that a saccade is computed from
+
+    def __post_init__(self) -> None:
+        some = "[0, inf)"
+        check_fields(
+            self, saccade_us=1, steps=1, threshold="(0, inf)", mismatch=some, noise_hz=some
+        )
 
     def record(self, picture: Array, size: int, rng: np.random.Generator) -> Events:
         """Return the valid events of one picture, from time 0 to three saccades.

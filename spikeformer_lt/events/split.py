@@ -170,7 +170,18 @@ def labelled_files(
     if table or (root / "labels.csv").is_file():
         rows = _table_rows(root, root / (table or "labels.csv"))
     else:
-        rows = _folder_rows(root, scan(root, suffixes))
+        paths = scan(root, suffixes)
+        rows = _folder_rows(root, paths)
+        others = [p for p in sorted({*scan(root, ("",))} - {*paths}) if "/" in p]
+        if rows and others:
+            place = rows[0][0].split("/").index(rows[0][1])
+            folders = {p.split("/")[place] for p in others if p.count("/") > place}
+            lost = folders - {label for _, label, _, _ in rows}
+            told = f", and so all of {shown(sorted(lost), 100)}" if lost else ""
+            log.warning(
+                "%s: %d files of other names are left out%s; the first: %s; read are %s",
+                name_of(root), len(others), told, shown(others[0]), ", ".join(suffixes),
+            )  # fmt: skip
     if not rows:
         raise DataError(
             f"{name_of(root)} holds none of {', '.join(suffixes)}; put files into a folder for "
@@ -222,7 +233,10 @@ def _table_rows(root: Path, table: Path) -> list[tuple[str, str, str, str]]:
     with opened(table) as (file, _):
         data = file.read(_FILE_LIMIT)
     wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    text = data.decode("utf-16" if wide else "utf-8-sig", "replace")
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise DataError(f"{name_of(table)} is no UTF-8 ({fault}): save it as CSV UTF-8") from fault
     head = text.partition("\n")[0]
     mark = max(",;\t", key=head.count)  # spreadsheets write one of these, by country
     lines = io.StringIO(text, newline="")
@@ -230,10 +244,10 @@ def _table_rows(root: Path, table: Path) -> list[tuple[str, str, str, str]]:
     reader.fieldnames = columns = [name.strip().lower() for name in reader.fieldnames or ()]
     where = name_of(table)
     odd = [name for name in columns if name not in _TABLE]
-    if odd or not {"path", "label"} <= set(columns):
+    if odd or not {"path", "label"} <= set(columns) or len(set(columns)) < len(columns):
         raise DataError(
             f"{where} has the columns {shown(list(columns), 200)}; needed are path and label, "
-            "allowed are person and part"
+            "allowed are person and part, each once"
         )
     rows, seen, alone = [], dict[str, int](), ""
     try:
@@ -276,6 +290,10 @@ def parted(
         found["test"] = found.pop("val")
     pool = found.get("train", ())
     grouped = all(sample.group for sample in pool)
+    labels = {sample.path: sample.label for part in parts.values() for sample in part}
+    if odd := [same for same in copies if len({labels.get(path) for path in same}) > 1]:
+        told = f"{len(odd)} files are there under several classes; the first: {shown(odd[0][:2])}"
+        log.warning("%s: %s", name, told)
     if lost := sorted(set(range(len(classes))) - {sample.label for sample in pool}):
         first = shown(classes[lost[0]])
         log.warning("%s: nothing to train on of %d classes, %s first", name, len(lost), first)

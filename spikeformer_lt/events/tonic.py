@@ -178,13 +178,15 @@ def tonic_splits(
     files = all(isinstance(path, str | os.PathLike) for path in paths)
     home = Path(parts["train"].location_on_system) if files else None
     samples: dict[str, list[Sample]] = {part: [] for part in parts}
-    places: dict[str, tuple[str, int]] = {}
+    places, copies = dict[str, tuple[str, int]](), dict[str, list[str]]()
     for part, held in parts.items():
         people = [f"{user:02d}" for user in getattr(held, "users", ())] or [""] * len(held)
         for number, (target, person) in enumerate(zip(targets[part], people, strict=True)):
             key = _key(held.data[number], home, f"{part}/{number:06d}")
-            while key in places:  # the same recording twice, in memory
-                key += "+"
+            if key in places:  # the same recording twice, in memory
+                same = copies.setdefault(key, [key])
+                key += "+" * len(same)
+                same.append(key)
             places[key] = part, number
             label = target if isinstance(target, int) else names.index(target)
             samples[part].append(Sample(key, label=label, group=person))
@@ -197,14 +199,17 @@ def tonic_splits(
     if sides == (1, 1) and options.events.sensor is None:
         raise DataError(f"{name} says no sensor_size; give the sensor's rows and columns: sensor")
     told = tuple(repr(_chosen(held)) for held in parts.values())
-    if " at 0x" in "".join(told) and options.events.cache == "auto":
-        log.info("%s: frames are not cached: a transform without a repr tells nothing", name)
+    known = files or all(isinstance(path, np.ndarray) for path in paths)
+    if " at 0x" in "".join(told) or not (known or options.events.cache == "auto"):
+        what = "a transform without a repr" if known else "data that are no arrays"
+        log.info("%s: frames are not cached: %s tells nothing", name, what)
         options = replace(options, events=replace(options.events, cache="none"))
     reader = TonicReader((name, *told), parts, places, home)
     source = Source(reader, Sensor(int(sides[1]), int(sides[0])), root=home)
     if home is not None and (home / SIMULATED).is_file():
         name = "simulated_gestures"
-    return event_splits(replace(split, name=name), source, options)
+    twice = list(copies.values()) if home is None else None
+    return event_splits(replace(split, name=name), source, options, copies=twice)
 
 
 def _targets(name: str, held: Any) -> list[Any]:
@@ -223,14 +228,20 @@ def _classes(held: Any, found: set[Any]) -> tuple[str, ...]:
     if all(isinstance(target, str) for target in found):
         return named if found <= set(named) else tuple(sorted(found))
     most = max(found)
-    return named if most < len(named) else tuple(map(str, range(most + 1)))
+    if most < len(named):
+        return named
+    if named:
+        log.warning("targets reach %d: they are no numbers, from 0, of %s", most, shown(named, 100))
+    return tuple(map(str, range(most + 1)))
 
 
 def _key(held: Any, home: Path | None, place: str) -> str:
     """A name that is the same on every machine, in whatever order its file system lists files."""
     if home is not None:
         return Path(os.path.relpath(held, home)).as_posix()
-    return hashlib.sha256(held.tobytes()).hexdigest() if isinstance(held, np.ndarray) else place
+    if not isinstance(held, np.ndarray):
+        return place
+    return hashlib.sha256(f"{held.dtype} {held.shape}".encode() + held.tobytes()).hexdigest()
 
 
 def _chosen(held: Any) -> list[tuple[str, str]]:

@@ -212,7 +212,9 @@ def valid_events(x: Any, how: Recordings) -> Events:
             raise DataError(f"{source} is no file of a recording")
         form = form_of(path)
         form = how.form if how.form and form == "aedat2" else form  # turned upright
-        x = FileReader(path.parent, form, columns, how.microseconds_per_tick)(Sample(path.name))
+        ticks = how.microseconds_per_tick
+        given = ticks if ticks > 1 or how.unit_given else None
+        x = FileReader(path.parent, form, columns, given)(Sample(path.name))
     events = x.events if isinstance(x, Raw) else x
     signed = how.signed and getattr(events, "dtype", None) != EVENTS  # those were valid before
     policy = Policy(signed_polarity=signed)

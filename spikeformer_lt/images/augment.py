@@ -156,6 +156,9 @@ class TrainTransform:
         self.size = image_size
         self.opens = augment.resized_crop > 0
         """Whether it takes pictures of PIL that are not decoded yet."""
+        for name in ("auto_augment", "color_jitter", "resized_crop"):
+            value, channels = getattr(augment, name), len(self.mean)
+            check(not value or channels == 3, name, value, f"needs 3 channels, not {channels}")
         self._on_pil: list[Callable[[Any], Any]] = []
         if augment.auto_augment:
             self._on_pil.append(self._rand_augment(image_size))
@@ -221,7 +224,10 @@ class TrainTransform:
     def _resized_crop(self, image: Any) -> Any:
         from PIL import Image, ImageOps
 
+        from spikeformer_lt.images.folders import refuse_deep
+
         image = _picture(image)
+        refuse_deep(image)
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
         left, top, width, height = _random_box(image.size, self.augment.resized_crop)
@@ -239,8 +245,6 @@ class TrainTransform:
         from timm.data.transforms import str_to_pil_interp
 
         augment, where = self.augment, f"auto_augment={shown(self.augment.auto_augment)}"
-        if len(self.mean) != 3:
-            raise ConfigError(f"{where} needs 3 channels, not {len(self.mean)}")
         # The numbers below are those of timm's own create_transform.
         hparams: dict[str, Any] = {
             "translate_const": int(image_size * 0.45),

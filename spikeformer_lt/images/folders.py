@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from torch import Tensor
 from spikeformer_lt.bundle import building, sweep_files
 from spikeformer_lt.disk import content_kind, free_bytes
 from spikeformer_lt.errors import DataError, name_of, shown
+from spikeformer_lt.events.cache import hash_of
 from spikeformer_lt.splits import described
 
 log = logging.getLogger(__name__)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"),
+    *(".avif", ".jfif", ".jp2", ".tga"),
+)
 _TAIL = 8  # bytes of the checksum behind the pixels of a mapped file
 
 
@@ -59,9 +64,7 @@ def square(picture: Any, size: int, channels: int = 3, crop: float = 1.0) -> NDA
     """
     from PIL import Image, ImageOps
 
-    where = name_of(getattr(picture, "filename", "") or "the picture")
-    if picture.mode[0] in "IF":
-        raise DataError(f"{where} has more than 8 bits a pixel, mode {picture.mode}: convert it")
+    where = refuse_deep(picture)
     try:
         upright = ImageOps.exif_transpose(picture).convert("RGB" if channels == 3 else "L")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
@@ -69,6 +72,14 @@ def square(picture: Any, size: int, channels: int = 3, crop: float = 1.0) -> NDA
     way = Image.Resampling.BILINEAR if crop == 1 else Image.Resampling.BICUBIC
     fitted = ImageOps.fit(upright, (size, size), way, bleed=(1 - crop) / 2)
     return np.array(fitted, dtype=np.uint8).reshape(size, size, channels)
+
+
+def refuse_deep(picture: Any) -> str:
+    """Return what messages call a PIL picture; a DataError for more than 8 bits a pixel."""
+    where = name_of(getattr(picture, "filename", "") or "the picture")
+    if picture.mode[0] in "IF":
+        raise DataError(f"{where} has more than 8 bits a pixel, mode {picture.mode}: convert it")
+    return where
 
 
 @dataclass(eq=False, repr=False)
@@ -122,7 +133,7 @@ def map_pixels(data: FileImages, folder: Path) -> NDArray[np.uint8] | None:
     Returns:
         uint8 ``[N, size, size, 3]``, or None.
     """
-    state = [data.size, data.crop, len(data)]
+    state = [data.size, data.crop, len(data), version("pillow"), hash_of([Path(__file__)])]
     digest = hashlib.sha256(json.dumps(state).encode())
     for path in data.paths:
         found = os.stat(data.root / os.fsdecode(path))

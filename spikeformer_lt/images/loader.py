@@ -444,7 +444,9 @@ def train_loader(
     """
     steps = steps_per_epoch(dataset, batch_size, world_size)
     _check_rank(rank, world_size)
-    check(0 <= start_step <= steps, "start_step", start_step, f"an epoch has {steps} steps")
+    told = f"an epoch has {steps} steps"
+    check(1 <= accumulate <= steps, "accumulate", accumulate, told)
+    check(0 <= start_step <= steps // accumulate * accumulate, "start_step", start_step, told)
     augment.check()
     transform = None
     if not augment.is_identity():

@@ -222,6 +222,74 @@ def test_pictures_in_two_parts_are_reported_or_refused(tmp_path, caplog):
         create_dataset("image_folder", root=str(tmp_path), duplicates="refuse")
 
 
+def test_persons_in_two_parts_are_reported_or_refused(tmp_path, caplog):
+    put_pictures(tmp_path)
+    own = [(c, i, "test" if i < 2 else "") for c in ("cat", "dog") for i in range(10)]
+    rows = [f"{c}/{i}.png,{c},p{i % 2},{part}" for c, i, part in own]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,person,part", *rows, ""]))
+    with caplog.at_level(logging.WARNING):
+        create_dataset("image_folder", root=str(tmp_path))
+    assert "image_folder: 2 persons are in two parts; the first: p0" in caplog.text
+    with pytest.raises(DataError, match="persons are in two parts"):
+        create_dataset("image_folder", root=str(tmp_path), duplicates="refuse")
+
+
+def test_files_that_are_not_read_and_pictures_of_two_classes_are_told(tmp_path, caplog):
+    put_pictures(tmp_path)
+    (tmp_path / "bird").mkdir()
+    for i in range(3):
+        (tmp_path / "bird" / f"{i}.heic").touch()
+    (tmp_path / "cat" / "notes.xml").touch()
+    (tmp_path / "classes.xml").touch()
+    with caplog.at_level(logging.WARNING):
+        create_dataset("image_folder", root=str(tmp_path))
+    (record,) = caplog.records
+    assert "4 files of other names are left out, and so all of ['bird']" in record.getMessage()
+    caplog.clear()
+    (tmp_path / "cat" / "0.png").replace(tmp_path / "dog" / "more.png")
+    shutil.copy(tmp_path / "dog" / "more.png", tmp_path / "cat" / "0.png")
+    with caplog.at_level(logging.WARNING):
+        create_dataset("image_folder", root=str(tmp_path))
+    assert "1 files are there under several classes; the first: ['cat/0.png', 'dog" in caplog.text
+
+
+def test_the_size_is_that_of_the_first_picture_whatever_the_limit(tmp_path):
+    for label in ("cat", "dog"):
+        for i in range(10):
+            put_pictures(tmp_path / "made", (label,), 1, (32 + 3 * i, 40 + 3 * i))
+            shutil.move(tmp_path / "made" / label / "0.png", tmp_path / f"{label}-{i}.png")
+            (tmp_path / label).mkdir(exist_ok=True)
+            shutil.move(tmp_path / f"{label}-{i}.png", tmp_path / label / f"{i}.png")
+    shutil.rmtree(tmp_path / "made")
+    sizes = {
+        create_dataset("image_folder", root=str(tmp_path), limit_train=limit).image_size
+        for limit in (None, 10, 4, 2)
+    }
+    assert sizes == {32}
+
+
+def test_pictures_of_more_than_8_bits_are_refused_in_training_too(tmp_path):
+    for part, count in (("train", 10), ("val", 2)):
+        put_pictures(tmp_path / part, ("n01", "n02"), count, (60, 50), "png")
+    deep = np.full((50, 60), 40_000, np.uint16)
+    for path in sorted((tmp_path / "train").rglob("*.png"))[1:]:
+        Image.fromarray(deep).save(path)
+    splits = create_dataset("imagenet", root=str(tmp_path))
+    with pytest.raises(DataError, match=r"has more than 8 bits a pixel, mode I;16"):
+        list(train_loader(splits.train, Augment.standard("imagenet"), 2, 1, 0))
+
+
+def test_a_unit_that_no_file_takes_is_refused(files, tmp_path):
+    for label in ("left", "right"):
+        for i in range(10):
+            events = files.some_events(60, 40, 60, seed=i)
+            files.write_aedat4(tmp_path / label / f"{i}.aedat4", events)
+    for how in ({"unit": "ms"}, {"columns": "t,x,y,p"}):
+        events = EventOptions(T=4, sensor="40x60", cache="none", **how)
+        with pytest.raises(ConfigError, match="these files say that themselves"):
+            create_dataset("event_folder", root=str(tmp_path), events=events)
+
+
 def test_copies_of_a_picture_are_held_out_together(tmp_path, caplog):
     put_pictures(tmp_path, count=20)
     before = create_dataset("image_folder", root=str(tmp_path))
@@ -255,6 +323,21 @@ def test_imagenets_layout_is_cropped_before_it_is_decoded(tmp_path):
         for w in (0, 2)
     ]
     assert torch.equal(*batches) and batches[0].shape == (3, 6, 3, 224, 224)
+
+
+def test_a_table_in_another_encoding_or_with_a_column_twice_is_refused(tmp_path):
+    put_pictures(tmp_path, ("a", "b"))
+    names = {"a": "狗", "b": "鸟"}
+    rows = [f"{c}/{i}.png,{names[c]},{c}" for c in names for i in range(10)]
+    text = "\n".join(["path,label", *(row.rpartition(",")[0] for row in rows), ""])
+    (tmp_path / "labels.csv").write_bytes(text.encode("gbk"))
+    with pytest.raises(DataError, match=r"labels\.csv\S* is no UTF-8 .*save it as CSV UTF-8"):
+        create_dataset("image_folder", root=str(tmp_path))
+    (tmp_path / "labels.csv").write_bytes(text.encode())
+    assert create_dataset("image_folder", root=str(tmp_path)).train.classes == ("狗", "鸟")
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,label", *rows, ""]))
+    with pytest.raises(DataError, match="each once"):
+        create_dataset("image_folder", root=str(tmp_path))
 
 
 @pytest.mark.parametrize(

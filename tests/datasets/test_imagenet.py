@@ -134,6 +134,28 @@ def cut(root):
     path.write_bytes(path.read_bytes()[:-12_000])
 
 
+def cut_between_pictures(root):
+    path = root / "imagenet1k-train-0001.tar"
+    with tarfile.open(path) as tar:
+        path.write_bytes(path.read_bytes()[: tar.getmembers()[6].offset])
+
+
+def flipped(root):
+    path = root / "imagenet1k-train-0001.tar"
+    with tarfile.open(path) as tar:
+        place = tar.getmembers()[9].offset
+    data = bytearray(path.read_bytes())
+    data[place + 4] ^= 1
+    path.write_bytes(data)
+
+
+def second(root):
+    put_tar(root / "train-2.tar", [(jpeg(1), 1)] * 2)
+    with tarfile.open(root / "train-2.tar", "a") as tar:
+        tar.addfile(member := tarfile.TarInfo("n1/n1_000.png"), io.BytesIO(b""))
+        assert member.size == 0
+
+
 def linked(root):
     with tarfile.open(root / "imagenet1k-train-0001.tar", "a") as tar:
         member = tarfile.TarInfo("evil.jpg")
@@ -153,6 +175,9 @@ def huge(root):
     ("spoil", "words"),
     [
         (cut, "is no whole tar"),
+        (cut_between_pictures, "is no whole tar: 'it breaks off or is damaged at byte"),
+        (flipped, "is no whole tar: 'it breaks off or is damaged at byte"),
+        (second, r"n1_000\.png' is a second picture|has 0 bytes"),
         (linked, r"evil\.jpg\S* is no plain file"),
         (huge, "is no whole tar|has 1099511627776 bytes"),
         (lambda root: put_tar(root / "train-2.tar", [(b"x", 1 << 30)]), "has no class: its number"),
@@ -268,6 +293,17 @@ def test_who_is_validation_depends_on_names_alone(tmp_path, pictures):
         for name, config in (("one", ImageNetConfig()), ("other", own))
     )
     assert one.split_sha256 == other.split_sha256
+
+
+def test_parquet_files_that_name_other_classes_are_refused(tmp_path, pictures, monkeypatch):
+    put_parquet(tmp_path, pictures)
+    own = tmp_path / "data" / "validation-00000-of-00001.parquet"
+    kept = own.read_bytes()
+    monkeypatch.setattr(f"{__name__}.CLASSES", CLASSES[::-1])
+    put_parquet(tmp_path, pictures)
+    own.write_bytes(kept)
+    with pytest.raises(DataError, match=r"\S+parquet' and \S+parquet' name other classes"):
+        create_dataset("imagenet", root=str(tmp_path), image_size=24)
 
 
 def test_a_dry_run_reads_shards_and_writes_nothing(tmp_path, pictures):

@@ -277,3 +277,28 @@ def test_what_makes_frames_is_no_transform(files):
     transforms = Transforms.parse("ToFrame(n_time_bins=4)", WHOLE)
     with pytest.raises(DataError, match=r"make no events but ndarray.*--data\.by"):
         transforms(files.some_events(50, 40, 30), "a.npy", "a")
+
+
+def test_a_transform_keeps_nothing_of_the_recording_before(files):
+    transforms = Transforms.parse("CropTime(min=100000)", WHOLE)
+    recordings = [files.some_events(500, 40, 30, span) for span in (200_000, 900_000)]
+    there = [transforms(events, "a.npy", "a")[0] for events in recordings]
+    back = [transforms(events, "a.npy", "a")[0] for events in recordings[::-1]][::-1]
+    assert all(np.array_equal(one, other) for one, other in zip(there, back, strict=True))
+    assert 400 < len(there[1]) < 500
+
+
+def test_transforms_get_times_from_0_and_polarities_of_both_kinds(files):
+    events = files.some_events(2000, 40, 30)
+    events["t_us"] += 20_000_000
+    made, _ = Transforms.parse("DropEventByTime(duration_ratio=0.5)", WHOLE)(events, "a.npy", "a")
+    assert 500 < len(made) < 1500
+    noisy, _ = Transforms.parse("UniformNoise(n=4000)", WHOLE)(events, "a.npy", "a")
+    added = [int((noisy["p"] == p).sum() - (events["p"] == p).sum()) for p in (0, 1)]
+    assert sum(added) == 4000 and min(added) > 1500
+
+
+def test_transforms_leave_an_empty_recording_empty(files):
+    events = files.some_events(5, 40, 30)[:0]
+    for text in ("Denoise(filter_time=10000)", "TimeAlignment, DropEvent(p=0.5)"):
+        assert len(Transforms.parse(text, WHOLE)(events, "a.npy", "a")[0]) == 0

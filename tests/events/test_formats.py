@@ -223,6 +223,21 @@ def test_fractions_of_a_second_are_rounded_to_microseconds(tmp_path):
     assert validate(raw.events, SENSOR)[0]["t_us"].tolist() == [0, 123_457]
 
 
+@pytest.mark.fault(80)
+def test_a_unit_that_is_given_goes_for_fractions_too(tmp_path):
+    import h5py
+
+    times = np.array([0.0, 299_420.5])
+    with h5py.File(tmp_path / "a.h5", "w") as store:
+        for name, column in (("xs", [1, 2]), ("ys", [1, 2]), ("ps", [0, 1]), ("ts", times)):
+            store[f"events/{name}"] = column
+    np.savetxt(tmp_path / "a.txt", [(time, 1, 1, 1) for time in times])
+    for name in ("a.h5", "a.txt"):
+        for unit, factor in (("us", 1), ("ms", 1000), (None, 1_000_000)):
+            read = FileReader(tmp_path, "auto").reading(unit, None)(Sample(name))
+            assert np.allclose(read.events["t_us"], times * factor, atol=0.5)
+
+
 def test_a_unit_and_columns_belong_to_tables(tmp_path):
     reader = FileReader(tmp_path, "npy", microseconds_per_tick=1000).reading("us", "t,x,y,p")
     assert reader.columns == ("t_us", "x", "y", "p") and reader.microseconds_per_tick == 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.events.recording import EVENTS, Sensor
 from spikeformer_lt.events.simulate import Camera, _moved
 from spikeformer_lt.events.validate import validate
@@ -84,3 +85,16 @@ def test_a_leading_edge_is_on_and_a_trailing_edge_off():
     assert half.sum() == pytest.approx(64) and half[8, 4] == 0.5 and half[3, 8] == 0.25
     gone = _moved(np.ones((8, 8)), 16, np.array([[100.0, 0.0]]))[0]
     assert gone.sum() == 0
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"threshold": 0.0}, {"threshold": float("nan")}, {"mismatch": float("nan")}),
+        *({"steps": 0}, {"saccade_us": 0}, {"noise_hz": -1.0}),
+    ],
+)
+def test_a_camera_of_odd_numbers_is_refused(odd):
+    (name,) = odd
+    with pytest.raises(ConfigError, match=name):
+        Camera(**odd)

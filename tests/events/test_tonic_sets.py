@@ -83,3 +83,45 @@ def test_what_lacks_targets_or_a_sensor_is_refused_and_what_is_in_memory_is_read
     held.targets = held.targets[1:]
     with pytest.raises(DataError, match="29 targets for 30 recordings"):
         tonic_dataset(held)
+
+
+class InMemory:
+    """Events in memory, behind `data` that may tell nothing of them."""
+
+    sensor_size = (20, 20, 2)
+
+    def __init__(self, recordings, targets, data=None):
+        self.recordings, self.targets = recordings, targets
+        self.data = recordings if data is None else data
+
+    def __len__(self):
+        return len(self.recordings)
+
+    def __getitem__(self, index):
+        return self.recordings[index], self.targets[index]
+
+
+def test_a_recording_that_train_and_test_share_is_told_in_memory_too(files, caplog):
+    recordings = [files.some_events(60, 20, 20, seed=seed) for seed in range(20)]
+    sets = [InMemory(some, [0, 1] * 10) for some in (recordings, recordings[::-1])]
+    tonic_dataset(*sets, events=EventOptions(T=2))
+    assert "recordings are in two parts, byte for byte" in caplog.text
+    with pytest.raises(DataError, match="20 recordings are in two parts"):
+        tonic_dataset(*sets, events=EventOptions(T=2), duplicates="refuse")
+
+
+def test_frames_of_what_tells_nothing_are_not_cached_and_odd_targets_are_told(
+    files, tmp_path, caplog
+):
+    one, other = ([files.some_events(60, 20, 20, seed=s + n) for s in range(20)] for n in (0, 90))
+    events = EventOptions(T=2, cache=str(tmp_path))
+    made = [
+        tonic_dataset(InMemory(some, [0, 1] * 10, range(20)), events=events).train[0][0]
+        for some in (one, other)
+    ]
+    assert not torch.equal(*made)
+    named = InMemory(one, [1, 2] * 10)
+    named.classes = ["left", "right"]
+    splits = tonic_dataset(named, events=EventOptions(T=2))
+    assert len(splits.train.classes) == 3
+    assert "targets reach 2: they are no numbers, from 0, of ('left', 'right')" in caplog.text

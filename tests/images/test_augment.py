@@ -193,9 +193,12 @@ def test_a_value_out_of_range_is_refused_by_field(fields, complaint):
         Augment(**fields).build(MEAN, STD, 32)
 
 
-def test_rand_augment_needs_three_channels():
+@pytest.mark.parametrize(
+    "fields", [{"auto_augment": "rand-m9"}, {"color_jitter": 0.4}, {"resized_crop": 0.5}]
+)
+def test_operations_of_colours_need_three_channels(fields):
     with pytest.raises(ConfigError, match="needs 3 channels, not 1"):
-        Augment(auto_augment="rand-m9").build((0.5,), (0.5,), 32)
+        Augment(**fields).build((0.5,), (0.5,), 32)
 
 
 def test_shifts_flips_and_no_augmentation_need_neither_timm_nor_pil():

@@ -163,6 +163,9 @@ def test_batches_that_fill_no_update_are_left_out_and_keep_no_epoch_waiting(data
         how = {"seed": 1, "epoch": epoch, "workers": 2, "kept": kept, "accumulate": 4}
         same(whole[:4], list(train_loader(data, PAPER, 8, **how)))
     kept.close()
+    for how in ({"accumulate": 8}, {"accumulate": 0}, {"accumulate": 4, "start_step": 5}):
+        with pytest.raises(ConfigError, match="an epoch has 6 steps"):
+            train_loader(data, PAPER, 8, seed=1, epoch=0, **how)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -124,11 +124,13 @@ def refuse_another(found: Checkpoint, facts: Mapping[str, Any], what: str) -> No
 class CheckpointStore:
     """The checkpoints in one folder, which the first save makes, written by one process.
 
-    The newest `keep` stay, 1 or more: 2 leave one to fall back on.
+    The newest `keep` stay, 1 or more: 2 leave one to fall back on. ``refused`` says that what
+    `begin` has begun is known to have failed.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
         check(keep >= 1, "keep", keep, "an integer >= 1; 2 leave one to fall back on")
+        self.refused = False
         self.folder, self.keep = Path(folder), keep
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[Path] | None = None
@@ -136,7 +138,7 @@ class CheckpointStore:
     def begin(self, tensors: Content, state: Mapping[str, Any]) -> None:
         """Save copies as the next checkpoint, in a thread, when the one before is published.
 
-        What `save` refuses is raised by the next call, or by `wait`; `refused` says that it is.
+        What `save` refuses is raised by the next call, or by `wait`.
         """
         self.wait()
         try:
@@ -147,12 +149,14 @@ class CheckpointStore:
             given = self.next_number(), copies, copy.deepcopy(dict(state))
         except (MemoryError, RuntimeError) as fault:
             raise CheckpointError(f"cannot copy what is to be saved: {fault}") from fault
-        self._writing = self._writer.submit(self.save, *given)
+        self._writing = self._writer.submit(self._saved, *given)
 
-    def refused(self) -> bool:
-        """Whether what `begin` has begun is known to have failed."""
-        begun = self._writing
-        return begun is not None and begun.done() and begun.exception() is not None
+    def _saved(self, *given: Any) -> Path:
+        try:
+            return self.save(*given)
+        except BaseException:
+            self.refused = True
+            raise
 
     def wait(self) -> None:
         """Wait until what `begin` has begun is published; raises as `save`."""
@@ -160,6 +164,7 @@ class CheckpointStore:
             return
         wait([self._writing])  # an interrupt here leaves it to the next call
         written, self._writing = self._writing, None
+        self.refused = False
         try:
             written.result()
         except (MemoryError, RuntimeError, OSError) as fault:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import CheckpointError, ConfigError, MaskError, near, shown
 from spikeformer_lt.layers.patches import PatchSelect
+from spikeformer_lt.layers.subnet import subnets
 from spikeformer_lt.rng import isolated_rng
 from spikeformer_lt.ticket import fit_buffers, open_buffers
 from spikeformer_lt.training.checkpoint import flatten_optimizer, misfits
@@ -31,10 +32,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     if config.decay_vectors:
         rates = (rates[0], rates[0], rates[2])
     depth = _depths(model) if config.layer_decay < 1 else {}
+    scores = {id(layer.scores) for _, layer in subnets(model)}
     last, found = max(depth.values(), default=0), dict[tuple[int, int], list[nn.Parameter]]()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            place = 2 if name.endswith(".scores") else int(parameter.ndim < 2)
+            place = 2 if id(parameter) in scores else int(parameter.ndim < 2)
             above = last - depth[name] if depth and place < 2 else 0
             found.setdefault((above, place), []).append(parameter)
     if not found:

@@ -377,7 +377,7 @@ class PhaseRun:
 
     def _agree(self, fault: bool) -> bool:
         """Ask all ranks, in one message, for a fault, a signal and a save that was refused."""
-        refused = self.trainer.last.refused()
+        refused = self.trainer.last.refused
         if self.trainer.world == 1 and not refused:
             return fault
         signum = getattr(self.trainer.stop, "signum", 0)

@@ -13,6 +13,7 @@ from torch import nn
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.patches import Gumbel, PatchSelect
+from spikeformer_lt.layers.subnet import install
 from spikeformer_lt.tickets.levels import WeightConfig
 from spikeformer_lt.tickets.multisp import install_subnets
 from spikeformer_lt.training.checkpoint import flatten_optimizer, restore_optimizer
@@ -109,22 +110,22 @@ def test_a_rate_is_a_function_of_the_update_alone(sched):
 
 
 def test_groups_keep_their_ratio_through_the_schedule():
-    net = nn.Sequential(nn.Linear(2, 2))
-    net.scores = nn.Parameter(torch.ones(2, 2))
-    net.register_parameter("x", None)
-
-    class Holder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.part = nn.Linear(2, 2), nn.Module()
-            self.part.scores = nn.Parameter(torch.ones(2, 2))
-
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    install(net, "1", "scores", binary=False)
     config = OptimConfig(lr=0.1, score_lr=0.4, min_lr=0.0)
-    optimizer = build_optimizer(Holder(), config)
+    optimizer = build_optimizer(net, config)
     schedule = Schedule(optimizer, config, 100, 10)
     schedule.set(50)
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates[-1] == pytest.approx(4 * rates[0])
+
+
+def test_a_parameter_that_is_called_scores_is_no_score():
+    net = nn.Linear(2, 2)
+    net.scores = nn.Parameter(torch.ones(2, 2))
+    decayed, plain = parameter_groups(net, OptimConfig(lr=0.1, score_lr=0.4))
+    assert [len(group["params"]) for group in (decayed, plain)] == [2, 1]
+    assert decayed["lr"] == 0.1
 
 
 @pytest.mark.parametrize("sched", ["cosine", "linear", "step", "constant"])

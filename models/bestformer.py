@@ -91,6 +91,7 @@ class BinaryMapAttention(SpikingAttention):
 
     roles: ClassVar = ("q", "k", "v")
     inner: ClassVar = ("map_act",)
+    rescales: ClassVar = True
 
     def __init__(
         self, dim: int, num_heads: int, T: int, *, scale: float = 0.125, **options: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeformer_lt.config import check
+from spikeformer_lt.layers.halting import halts
 from spikeformer_lt.layers.inputs import SpikingClassifier
 from spikeformer_lt.layers.patches import grid_of, selections
 from spikeformer_lt.layers.units import Unit
@@ -40,9 +42,8 @@ class FeatureMaps(nn.Module):
         from timm.models._features import feature_take_indices
 
         super().__init__()
-        ours = isinstance(model, SpikingClassifier) and not selections(model)
-        check(ours, "features_only", True, "for a network of ours whose tokens all stay")
         self.model: Any = model
+        self._check()
         info = _described(self.model)
         try:
             some = list(out_indices) if isinstance(out_indices, Sequence) else out_indices
@@ -54,8 +55,14 @@ class FeatureMaps(nn.Module):
             layer = model.get_submodule(name)
             layer.register_forward_hook(partial(_keep, name, self.model.image_size))
 
+    def _check(self) -> None:
+        ours = isinstance(self.model, SpikingClassifier)
+        stay = ours and not selections(self.model) and not halts(self.model)
+        check(stay, "features_only", True, "for a network of ours whose tokens all stay")
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """The maps."""
+        self._check()
         found = _maps_of(self.model, x)
         return [found[name].mean(0) for name in self.feature_info.module_name()]
 
@@ -91,8 +98,10 @@ def _described(model: Any) -> list[dict[str, Any]]:
     found = _maps_of(probe, torch.empty(1, *size, dtype=dtype, device="meta"))
     last: dict[int, str] = {}  # in the order in which the layers end
     for name, rows in found.items():
-        reduction = model.image_size[0] // rows.shape[3]
-        if blocks[name] or not blocks.get(last.get(reduction, ""), False):
-            last[reduction] = name
-    return [{"num_chs": found[name].shape[2], "reduction": reduction, "module": name}
-            for reduction, name in sorted(last.items())]  # fmt: skip
+        side = rows.shape[3]
+        if blocks[name] or not blocks.get(last.get(side, ""), False):
+            last[side] = name
+    height = model.image_size[0]
+    return [{"num_chs": found[name].shape[2], "module": name, "reduction":
+             height // side if height % side == 0 else 2 ** round(math.log2(height / side))}
+            for side, name in sorted(last.items(), reverse=True)]  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spikeformer_lt.config import check
 from spikeformer_lt.layers.attention import (
@@ -42,6 +44,9 @@ from spikeformer_lt.layers.units import (
 from spikeformer_lt.models.spikformer_convert import E_SPIKEFORMER, META_SPIKEFORMER
 from spikeformer_lt.models.spiking_transformer import SpikingTransformer
 from spikeformer_lt.registry import register_model
+
+_RING = 0, 0, 1, 1, 1, 1  # one place more on each side of maps [..., H, W, C]
+_CONSTANTS = {field.name for field in fields(NeuronConfig)}
 
 BEFORE = (7, 3, 3, 3, 3)  # sides of the convolutions that make the maps of the stages
 STRIDES = (2, 2, 2, 2, 1)
@@ -162,9 +167,9 @@ class RepConv(Firing, nn.Module):
         repeats = T // rows.shape[0]
         inner = self.first_norm(map_rows(rows, self.first), repeats)
         edge = affine(self.first_norm)[1].to(inner.dtype)
-        time, batch, height, width, dim = inner.shape
-        padded = edge.expand(time, batch, height + 2, width + 2, dim).clone()
-        padded[:, :, 1:-1, 1:-1] = inner
+        border = inner.new_zeros(*inner.shape[2:4], 1, dtype=torch.bool)
+        border, padded = F.pad(border, _RING, value=True), F.pad(inner, _RING)
+        padded = torch.where(border, edge, padded)
         rows = self.second_norm(map_rows(map_rows(padded, self.depthwise), self.second), repeats)
         return norm_act(self.norm, self.act, rows, T)
 
@@ -174,6 +179,8 @@ class RepAttention(SpikingSelfAttention):
 
     Source: Yao et al., arXiv 2404.03663, section 3 (SDSA-3).
     """
+
+    rescales = False
 
     def __init__(self, dim: int, num_heads: int, neuron: NeuronConfig, **options: Any) -> None:
         super().__init__(dim, num_heads, neuron=neuron, **options)
@@ -465,6 +472,8 @@ class ESpikeFormer(MetaFormer):
         super().__init__(num_classes, T, **options)
         for field in {"attn_scale", "attn_threshold"} & options.keys():
             check(False, field, options[field], "left out: it follows from the width of a head")
+        for field in _CONSTANTS & options.keys() if activation == "ilif" else ():
+            check(False, field, options[field], "left out: neurons of whole numbers have none")
         at_least_one(v_ratio=v_ratio)
         self._v_ratio = v_ratio
         self.assemble(widths, depths, activation, "ilif")

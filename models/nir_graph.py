@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, listed, shown
+from spikeformer_lt.layers.inputs import check_steps
 from spikeformer_lt.layers.neuron import make_activation
 from spikeformer_lt.registry import register_model
 
@@ -93,6 +94,9 @@ class Integrator(nn.Module):
     def __init__(self, node: Any, dt: float) -> None:
         super().__init__()
         leaks = hasattr(node, "tau")
+        if leaks and not (np.asarray(node.tau) >= dt).all():
+            least = np.min(node.tau)
+            raise ConfigError(f"tau={least:g} must be a step at least, dt={dt:g}")
         rate = dt / node.tau if leaks else 0.0 * node.r
         parts = {"rate": rate, "gain": node.r * (rate if leaks else dt)}
         parts["leak"] = node.v_leak if leaks else rate
@@ -196,6 +200,7 @@ class NirNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of each step."""
+        check_steps(x, self.T)
         steps = x.expand(self.T, *x.shape) if x.ndim == 4 else x.transpose(0, 1)
         out: Tensor = self.graph(steps.flatten(2) if self.flat else steps)
         return out.transpose(0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 from spikeformer_lt.layers.inputs import at_least_one
 from spikeformer_lt.layers.neuron import make_activation
 from spikeformer_lt.layers.stems import StemUnit
-from spikeformer_lt.layers.units import ConvLayer, Reads, call, emitted, map_rows
+from spikeformer_lt.layers.recompute import call
+from spikeformer_lt.layers.units import (ConvLayer, Reads, emitted, map_rows)
 from spikeformer_lt.models.spikformer_convert import SPIKE_DRIVEN
 from spikeformer_lt.models.spiking_transformer import CurrentStem, SpikingTransformer, draw_normal
 from spikeformer_lt.registry import register_model
+
+log = logging.getLogger(__name__)
 
 
 class MembraneStem(CurrentStem):
@@ -103,6 +107,8 @@ class SpikeDrivenTransformer(SpikingTransformer):
         own: dict[str, Any] = {"activation": activation, "neuron": self.neuron}
         own |= {"pools": pools, "convs": stem_convs}
         self.stem = MembraneStem(self.in_channels, self.embed_dim, **own)
+        if dvs_mode and attention != "sdsa":
+            log.warning("dvs_mode=True erodes sdsa alone: it changes nothing of %s", attention)
         self.keeps_tokens = "with dvs_mode" if dvs_mode and attention == "sdsa" else ""
         height, width = (side // self.stem.stride for side in self.image_size)
         grid = (height, width) if self.keeps_tokens else None

@@ -27,7 +27,8 @@ from spikeformer_lt.layers.patches import (
     through,
 )
 from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on, stem_stages
-from spikeformer_lt.layers.units import Chain, ConvLayer, ConvUnit, Reads, call, chains_of_parts
+from spikeformer_lt.layers.recompute import call
+from spikeformer_lt.layers.units import (Chain, ConvLayer, ConvUnit, Reads, chains_of_parts)
 
 
 class CurrentStem(SpikingStem):
@@ -122,6 +123,9 @@ class SpikingTransformer(SpikingClassifier):
         numbers = {"mlp_ratio": mlp_ratio, "attn_scale": attn_scale}
         for field, value in {**numbers, "attn_threshold": attn_threshold}.items():
             check(finite(value), field, value, "a finite number")
+        rest = max(0.0, self.neuron.v_reset or 0.0)
+        rule = f"above {rest:g}, else every neuron of the attention fires at every step"
+        check(attn_threshold > rest, "attn_threshold", attn_threshold, rule)
         at_least_one(**{"embed_dim * mlp_ratio": int(embed_dim * mlp_ratio)})
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self._block: dict[str, Any] = {
@@ -180,9 +184,7 @@ class SpikingTransformer(SpikingClassifier):
         self.patch = patch
         for block in self.encoder_blocks():
             block.stop = block.select = None
-        rescale = patch is not None and patch.rescale
-        for block in self.blocks:
-            block.attn.rescale_to = self.num_tokens if rescale else None
+        self._rescale([patch] * len(self.blocks))
 
     def encoder_blocks(self) -> list[Any]:
         """All blocks in the order of the data, those inside of the stem first."""
@@ -202,8 +204,20 @@ class SpikingTransformer(SpikingClassifier):
         self.set_patch(None)
         for block, stop in zip(self.encoder_blocks(), stops, strict=True):
             block.stop = stop
-        for block in self.blocks:
-            block.attn.rescale_to = self.num_tokens if block.stop.rescale else None
+        self._rescale(stops)
+
+    def _rescale(self, selections: Sequence[PatchSelect | None]) -> None:
+        """Let the last blocks, one for each selection, multiply their sums where that asks so."""
+        blocks, count = self.encoder_blocks(), len(self.blocks)
+        for i, own in enumerate(selections, len(blocks) - len(selections)):
+            attn = blocks[i].attn
+            if attn is None:
+                continue
+            asked, share = (False, 0.0) if own is None else (own.rescale, own.sparsity)
+            fits = i >= len(blocks) - count and attn.rescales
+            rule = f"of q k^T v behind the stem; block {i} has a {type(attn).__name__}"
+            check(fits or not asked or share == 0, "rescale", True, rule)
+            attn.rescale_to = self.num_tokens if asked and fits else None
 
     def set_stages(self, stages: Mapping[int, StagedSelect]) -> None:
         """Let tokens leave before some of `blocks`, by their number, in place.

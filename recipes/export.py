@@ -51,7 +51,7 @@ def main(cfg: Export) -> None:
 
     how = {"precision": cfg.precision, "license": cfg.license, "overwrite": cfg.overwrite}
     graphs = [Path(f"{cfg.out.rstrip('/')}.{name}") for name in cfg.graphs.split(",") if name]
-    with outputs(graphs[0].parent if graphs else "", cfg.overwrite, *(p.name for p in graphs)):
+    with outputs(graphs[0].parent if graphs else "", cfg.overwrite, *graphs):
         done = export_run(cfg.run, cfg.out, data=cfg.data, root=cfg.root, **how)
         print(f"{done.summary()}\nwrote {cfg.out}")
         for path in graphs:

@@ -43,7 +43,7 @@ def main(cfg: Report) -> None:
 
     runs = [open_finished(path, cfg) for path in cfg.runs]
     out = Path(cfg.out or cfg.runs[0])
-    with outputs(out, cfg.overwrite or not cfg.out, "report.html", "plots/*"):
+    with outputs(out, cfg.overwrite or not cfg.out, "report.html", "plots/*", "energy/energy.*"):
         if len(runs) == 1:
             page = write_run_page(runs[0], out, cfg.images)
         else:

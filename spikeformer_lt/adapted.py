@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from spikeformer_lt.errors import CheckpointError, ConfigError, counted, listed, name_of, shown
-from spikeformer_lt.layers.inputs import SpikingClassifier, check_values, kept_modes
+from spikeformer_lt.layers.inputs import SpikingClassifier, check_steps, check_values, kept_modes
 from spikeformer_lt.layers.neuron import foreign_neurons, reset_state
 from spikeformer_lt.rng import isolated_rng
 
@@ -131,6 +131,7 @@ class Adapted(nn.Module):
                 f"input shape {list(x.shape)} is neither images [B, C, H, W] nor frames "
                 "[B, T, C, H, W]"
             )
+        check_steps(x, self.T)
         if not self.training:
             check_values(x)
         network.training = self.training
@@ -257,14 +258,19 @@ def _usual(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _probe(
-    network: nn.Module, T: int | None, images: Tensor, output: int, reasons: list[str]
+    network: nn.Module,
+    T: int | None,
+    images: Tensor,
+    output: int,
+    reasons: list[str],
+    rows: int = 0,
 ) -> Found | None:
     """Feed a batch in each way that fits the neurons; None, and `reasons`, if none fits."""
     frames, neurons = images.ndim == 5, foreign_neurons(network)
     steps = images.shape[1] if frames else T or STEPS
     if frames and T not in (None, steps):
         raise ConfigError(f"T={T} is not allowed: the frames have {steps} steps")
-    rows = 2 if steps != 2 else 3  # no axis may pass for another
+    rows = rows or (2 if steps != 2 else 3)  # no axis may pass for another
     like = next(network.parameters(), torch.empty(0))
     batch = images[torch.arange(rows) % len(images)].to(like.device, like.dtype)
     for feeding in _ways(list(neurons.values()), frames):
@@ -290,6 +296,8 @@ def _probe(
         if said:
             reasons.append(f"{feeding}: {said}")
             continue
+        if given.ndim == 3 and calls.steps == rows:
+            return _probe(network, T, images, output, reasons, rows + 1)
         every = dict(network.named_parameters())
         pruned = [f"{n}.weight" for n, m in network.named_modules() if isinstance(m, PRUNABLE)]
         sizes = {name: p.numel() for name, p in every.items() if p.ndim > 1}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -279,9 +280,10 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def outputs(folder: str | Path, overwrite: bool, *patterns: str) -> Iterator[None]:
-    """Write files of these names into a folder inside; none that is not ours is replaced.
+def outputs(folder: str | Path, overwrite: bool, *wanted: str | Path) -> Iterator[None]:
+    """Write files into a folder inside; none that is not ours is replaced.
 
+    What is `wanted` are patterns of names, or paths, which stand for their last part as it is.
     The sha256 of each is noted in a hidden file of the folder: the next call replaces what is still
     as it was written, and with `overwrite` anything of these names. No folder is no writing.
 
@@ -292,10 +294,11 @@ def outputs(folder: str | Path, overwrite: bool, *patterns: str) -> Iterator[Non
         yield
         return
     folder = Path(folder)
+    patterns = [glob.escape(own.name) if isinstance(own, Path) else own for own in wanted]
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
         known = dict(json.loads(disk.read_regular(folder / NOTE, MANIFEST_LIMIT)))
-    unfinished = known.pop(UNFINISHED, []) == list(patterns)  # a call that was killed
+    unfinished = known.pop(UNFINISHED, []) == patterns  # a call that was killed
 
     def there() -> Iterator[Path]:
         return (path for pattern in patterns for path in sorted(folder.glob(pattern)))
@@ -314,7 +317,7 @@ def outputs(folder: str | Path, overwrite: bool, *patterns: str) -> Iterator[Non
             )
     made = not folder.exists()
     try:
-        _note(folder, {**known, UNFINISHED: list(patterns)})
+        _note(folder, {**known, UNFINISHED: patterns})
         yield
     finally:
         for path in there():

@@ -9,23 +9,22 @@ spikeformer-lt find imp --data.name cifar10 --data.root data --run.out runs/foun
 
 from __future__ import annotations
 
-import dataclasses
-import glob
-import itertools
 import json
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikeformer_lt import runtime
 from spikeformer_lt.bundle import outputs as outputs  # recipes take it from here
 from spikeformer_lt.config import (
+    ASSIGNED,
     PRINT_CONFIG,
     adapted,
     check,
@@ -40,7 +39,7 @@ from spikeformer_lt.config import (
     to_dict,
     value_of,
 )
-from spikeformer_lt.disk import write_atomic
+from spikeformer_lt.disk import read_mapping, write_atomic
 from spikeformer_lt.errors import ConfigError, TicketError, emphasised, near, painted, shown
 from spikeformer_lt.named import check_known, refuse_options
 from spikeformer_lt.registry import config_class, create_search, search_names, use_plugins
@@ -263,7 +262,7 @@ def evaluate_finished(cfg: Any, accelerator: Any) -> None:
     from spikeformer_lt.training import PREDICTIONS
 
     out = Path(cfg.out)
-    names = map(glob.escape, (out.name, out.with_suffix(f".{PREDICTIONS}").name) if cfg.out else ())
+    names = (out, out.with_suffix(f".{PREDICTIONS}")) if cfg.out else ()
     folder = out.parent if cfg.out and accelerator.is_main_process else ""
     with outputs(folder, cfg.overwrite, *names):
         _evaluate(cfg, accelerator)
@@ -328,7 +327,7 @@ def transfer(cfg: Any, small: Mapping[str, Any]) -> None:
         raise TicketError("the ticket's provenance names no model; tickets that recipes save do")
     given, known = given_options(cfg), origin.get("args", {})
     own = {"name": origin["name"], **known}
-    free = [f.name for f in dataclasses.fields(ModelConfig) if f"model.{f.name}" not in given]
+    free = [f.name for f in fields(ModelConfig) if f"model.{f.name}" not in given]
     cfg = adapted(cfg, model=replace(cfg.model, **{k: own[k] for k in free if k in own}))
     usual: Any = {"fallback": "digits", "small": dict(small), "ledger": epoch_ledger}
     experiment = Experiment(cfg, search="transfer", teacher=tickets.teacher_of, **usual)
@@ -445,10 +444,10 @@ def jobs_of(
     e = 2 if cfg.quick else cfg.epochs or usual
     budget = {"{e}": str(e), "{h}": str(e // 2), "{r}": str(e - e // 2)}
     jobs = []
-    for seed, (variant, line) in itertools.product(cfg.seeds, rows.items()):
-        recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
-        options = last_of_each([budget.get(token, token) for token in options])
-        command = (str(RECIPES / recipe), *options, "--train.seed", str(seed))
+    for seed, (variant, line) in product(cfg.seeds, rows.items()):
+        recipe, *options = shlex.split(f"{line} --data.name {cfg.data} {cfg.options}")
+        options = [f"--{t}" if ASSIGNED.match(t) else budget.get(t, t) for t in options]
+        command = (str(RECIPES / recipe), *last_of_each(options), "--train.seed", str(seed))
         name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
         jobs.append(Job(variant, seed, Path(cfg.out) / "runs" / name, command))
     return jobs
@@ -501,7 +500,7 @@ class Find(ImageRecipe):
 
     def small_values(self) -> tuple[dict[str, Any], str]:
         """As of `ImageRecipe`, for the search that is asked for."""
-        groups = [f.name for f in dataclasses.fields(self) if f.name in search_names()]
+        groups = [f.name for f in fields(self) if f.name in search_names()]
         values = small(*groups, epochs=8)
         own = {name: value for name, value in EVENTS_SMALL.items() if name[:8] != "multisp."}
         moving = {**values, **own, "data.image_size": None}, "moving_digits"
@@ -532,8 +531,11 @@ def read_find(argv: Sequence[str], prog: str = "find") -> tuple[Any, dict[str, A
             given = f"unknown search {shown(argv[0])}{near(search, names) or ';'}"
         known = f"the searches are {', '.join(names)}; your own needs --plugins FILE.py after it"
         raise ConfigError(f"{given} {known}")
-    groups = groups_of(search, options)
-    rated = _check_sparsity(search, groups, options)
+    options = [f"--{t}" if ASSIGNED.match(t) or t.startswith("sparsity=") else t for t in options]
+    in_file = read_mapping(file) if (file := value_of("config", options)) else {}
+    said = [*(f"--{name}={value}" for name, value in flat_values(in_file)), *options]
+    groups = groups_of(search, said)
+    rated = _check_sparsity(search, groups, said)
     cls = extended(FindAtSparsity if rated else Find, groups)
     cfg: Any = parse(cls, options, f"{prog} {search}")
     if rated and cfg.sparsity is not None:
@@ -584,16 +586,13 @@ def groups_of(search: str, options: Sequence[str]) -> dict[str, Any]:
 
 def _check_sparsity(search: str, groups: Mapping[str, Any], options: Sequence[str]) -> bool:
     """Tell whether a search has one rate, and refuse the other way of writing it."""
-    if not groups:
-        return False
-    group, config = list(groups.items())[-1]
+    group, config = [("", None), *groups.items()][-1]  # none of a plug-in's bare function
     rated = hasattr(config, "sparsity")
     if rated and value_of(f"{group}.sparsity", options) is not None:
         common = "it is common to all searches of one rate"
         raise ConfigError(f"--{group}.sparsity is written --sparsity: {common}")
-    if not rated and value_of("sparsity", options) is not None:
-        names = [name for name, _ in flat_values(to_dict(config))]
-        own = [name for name in names if name.endswith(".sparsity")]
+    if config and not rated and value_of("sparsity", options) is not None:
+        own = [n for n, _ in flat_values(to_dict(config)) if n.endswith(".sparsity")]
         own = own or list(type(config).__annotations__)[:2]
         hint = " and ".join(f"--{group}.{name}" for name in own)
         raise ConfigError(f"--sparsity is not allowed: {search} has no single rate; give {hint}")

@@ -364,7 +364,10 @@ def _network(folder: str) -> Any:
     from spikeformer_lt.ticket import finished_folder
     from spikeformer_lt.tickets import model_from_ticket
 
-    return compact(model_from_ticket(read_ticket(finished_folder(shipped(folder) or folder))))
+    ticket = read_ticket(finished_folder(shipped(folder) or folder))
+    if ticket.provenance.get("trained") is False:
+        sys.stderr.write("NOTICE: this ticket holds its start weights, to be trained again\n")
+    return compact(model_from_ticket(ticket))
 
 
 def predict(argv: Sequence[str], prog: str) -> None:

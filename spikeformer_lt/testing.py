@@ -11,6 +11,7 @@ from torch import nn
 from spikeformer_lt.layers.inputs import kept_modes
 from spikeformer_lt.layers.patches import patches_of
 from spikeformer_lt.layers.stems import stem_of
+from spikeformer_lt.layers.tracing import trace_chains
 from spikeformer_lt.layers.units import Unit, chains_of
 
 __all__ = ["ModelCheck", "check_model"]
@@ -104,6 +105,7 @@ def _check_chains(model: nn.Module, units: dict[str, Any], found: ModelCheck) ->
         found.missing.append("chains(): no dead channel is removed from an export")
         return
     found.declared["chains"] = "; ".join(" > ".join(chain.names) for chain in chains)
+    traced = _traced(model)
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     synapses = linear | {name: unit.synapse for name, unit in units.items()}
     for chain in chains:
@@ -119,15 +121,31 @@ def _check_chains(model: nn.Module, units: dict[str, Any], found: ModelCheck) ->
                     f"chains(): {before} has {outputs} outputs, {after} reads {inputs} columns, "
                     f"with repeats={repeats}"
                 )
+            elif repeats == 1 and traced is not None and (before, after) not in traced:
+                found.missing.append(f"chains(): {before} is read by others than {after}")
+
+
+def _traced(model: Any) -> set[tuple[str, ...]] | None:
+    """Pairs of units that one forward shows, the second of which alone reads the first."""
+    try:
+        chains = trace_chains(model, _zeros(model))
+    except Exception:  # which the check of a forward tells
+        return None
+    return {pair for chain in chains for pair in zip(chain.names, chain.names[1:], strict=False)}
+
+
+def _zeros(model: Any) -> torch.Tensor:
+    size = model.image_size
+    size = (size, size) if isinstance(size, int) else size
+    zeros: torch.Tensor = next(model.parameters()).new_zeros(2, model.in_channels, *size)
+    return zeros
 
 
 @torch.no_grad()
 def _check_forward(model: Any, found: ModelCheck) -> None:
     if not all(name in found.declared for name in _SIZES):
         return
-    size = model.image_size
-    size = (size, size) if isinstance(size, int) else size
-    x = next(model.parameters()).new_zeros(2, model.in_channels, *size)
+    x = _zeros(model)
     wanted = [2, model.T, model.num_classes]
     try:
         with kept_modes(model):

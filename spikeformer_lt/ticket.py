@@ -79,9 +79,13 @@ class Ticket:
     def of(cls, model: nn.Module, mask: Mask, provenance: dict[str, Any] | None = None) -> Ticket:
         """Copy the present weights of `model` as start weights, those that `mask` removes as 0."""
         tensors = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
+        own = model.state_dict()
+        places = {k: (v.data_ptr(), v.shape, v.stride()) for k, v in own.items() if v.numel()}
         for name, kept in mask.items():
             if name in tensors and tensors[name].shape == kept.shape:
-                tensors[name][~kept] = 0
+                for other in own if name in places else ():  # layers that share it
+                    if places.get(other) == places[name]:
+                        tensors[other][~kept] = 0
         return cls(mask, tensors, dict(provenance or {}))
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:

@@ -123,6 +123,31 @@ def test_a_probe_finds_how_to_feed_a_network_and_leaves_it_alone(name: str) -> N
     assert torch.equal(copy.deepcopy(adapted)(IMAGES), logits)
 
 
+@pytest.mark.parametrize("steps", [2, 3, 4])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_loop_of_few_steps_is_not_taken_for_the_batch(steps: int, given: bool) -> None:
+    class Loops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = jelly("s")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.body(x) for _ in range(steps)])  # [T, B, K]
+
+    torch.manual_seed(0)
+    net = adapt(Loops(), steps if given else None, images=IMAGES).eval()
+    assert net.found.output == "[T, B, K]" and steps == net.T
+    two = net(IMAGES[:2])
+    assert two.shape == (2, steps, K)
+    assert torch.equal(two[:1], net(IMAGES[:1]))
+
+
+def test_frames_of_another_length_are_refused() -> None:
+    net = adapt(jelly(), images=FRAMES)
+    with pytest.raises(ConfigError, match=f"expected T={T} at dimension 1 of frames"):
+        net(torch.cat([FRAMES, FRAMES], 1))
+
+
 def test_the_forms_of_one_network_are_one_network() -> None:
     """Multi-step, single-step and a loop by hand give the same numbers, for images and frames."""
     torch.manual_seed(0)

@@ -65,6 +65,21 @@ def test_a_search_around_another_has_the_options_of_both() -> None:
     assert (cfg.biprop.epochs, cfg.biprop.sparsity) == (3, 0.7)
 
 
+@pytest.mark.parametrize("way", ["flag", "assigned", "file"])
+def test_the_search_inside_is_the_one_that_is_named(way: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("early_time:\n  search: early-bird\n")
+    said = {"flag": "--early-time.search early-bird", "assigned": "early_time.search=early-bird"}
+    line = f"early_time {said.get(way, '')} --config {tmp_path / 'a.yaml'}"
+    cfg, groups = cli.read_find((line if way == "file" else line.partition(" --config")[0]).split())
+    assert list(groups) == ["early_time", "early_bird"]
+    assert cfg.early_time.search.replace("-", "_") == "early_bird"
+    file = tmp_path / "b.yaml"
+    file.write_text("imp:\n  sparsity: 0.5\nsparsity: 0.7\n")
+    given = {"flag": "--imp.sparsity 0.5", "assigned": "imp.sparsity=0.5 sparsity=0.7"}
+    with pytest.raises(ConfigError, match=r"--imp\.sparsity is written --sparsity"):
+        cli.read_find(["imp", *given.get(way, f"--config {file}").split()])
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

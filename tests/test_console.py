@@ -22,6 +22,7 @@ from sklearn.datasets import load_digits
 
 from spikeformer_lt import console
 from spikeformer_lt.config import flat_values, given_options, to_dict
+from spikeformer_lt.export import read_ticket
 from spikeformer_lt.tickets import SnipConfig
 from spikeformer_lt.usage import ALWAYS
 
@@ -398,6 +399,12 @@ def test_predict_and_bench_take_an_export(
         r["classes"][0]["label"] == int(f.stem[-1]) for r, f in zip(rows, files, strict=True)
     )
     assert right >= 6
+    ticket, start = read_ticket(TICKET), tmp_path / "start"
+    ticket.provenance["trained"] = False
+    ticket.save(start)
+    with pytest.raises(SystemExit):
+        console.main(["predict", str(start), str(files[0])])
+    assert "NOTICE: this ticket holds its start weights" in capsys.readouterr().err
     table = said(capsys, *words).splitlines()
     assert [line.split()[-1] for line in table[1:]] == [r["classes"][0]["name"] for r in rows]
     head, columns, *lines = said(

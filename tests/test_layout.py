@@ -38,7 +38,7 @@ class Budget:
 
 # The one table of sizes. Raising a number needs a reason in the commit that does it.
 BUDGETS = {
-    ("spikeformer_lt",): Budget(lines=36_800, files=114),
+    ("spikeformer_lt",): Budget(lines=37_000, files=114),
     ("models",): Budget(lines=4_600, files=28),
     ("datasets",): Budget(lines=2_100, files=24),
     ("recipes",): Budget(lines=1_150, files=27, file_lines=62),

@@ -104,3 +104,12 @@ def test_a_half_unpacked_archive_of_a_dead_process_is_swept(tmp_path: Path) -> N
         assert claim(living, held)
         unpack(tmp_path / "a.tar", tmp_path / "out", max_bytes=10, max_members=2)
     assert sorted(os.listdir(tmp_path / "out")) == [".extract-living", "one"]
+
+
+def test_a_path_is_a_name_and_no_pattern(tmp_path: Path) -> None:
+    file = tmp_path / "a[1].pt2"
+    file.write_text("mine")
+    there = pytest.raises(ConfigError, match=r"a\[1\]\.pt2' is there, and not as")
+    with there, outputs(tmp_path, False, file):
+        file.write_text("ours")
+    assert file.read_text() == "mine"

@@ -86,3 +86,18 @@ def test_a_unit_that_cannot_be_folded_and_a_failing_forward_are_named() -> None:
     assert any("fc1.folded() fails" in text for text in found.missing)
     assert any("a forward of images [2, 3, 16, 16] fails" in text for text in found.missing)
     assert torch.is_grad_enabled()
+
+
+def test_a_unit_that_others_read_is_in_no_chain() -> None:
+    class Twice(Wrong):
+        def chains(self) -> list[Chain]:
+            """Declare what another operation reads, too."""
+            return [Chain(("convs.0", "convs.1"))]
+
+        def features(self, rows: Tensor) -> Tensor:
+            """Read the first unit twice."""
+            first = self.convs[0](rows, self.T)
+            return self.convs[1](first, self.T) * first.mean()
+
+    found = check_model(Twice())
+    assert "chains(): convs.0 is read by others than convs.1" in found.missing

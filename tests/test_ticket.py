@@ -51,6 +51,19 @@ def test_a_ticket_of_a_model_has_all_its_tensors_with_removed_weights_zero() -> 
     assert not (ticket.tensors["0.weight"] == 9).any()
 
 
+def test_a_weight_that_layers_share_is_masked_under_every_name() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(16, 16), "b": nn.Linear(16, 16)})
+    model["b"].weight = model["a"].weight
+    for name in ("a.weight", "b.weight"):
+        kept = torch.rand(16, 16) < 0.2
+        ticket = Ticket.of(model, Mask({name: kept}), PROVENANCE)
+        ticket.apply_(fresh := nn.ModuleDict({k: nn.Linear(16, 16) for k in "ab"}))
+        assert torch.equal(fresh["a"].weight != 0, kept) and torch.equal(
+            fresh["a"].weight, fresh["b"].weight
+        )
+    assert int((model["a"].weight == 0).sum()) == 0
+
+
 def test_a_saved_ticket_comes_back_exactly(tmp_path: Path) -> None:
     ticket = make_ticket(make_model())
     ticket.save(tmp_path / "a" / "b")

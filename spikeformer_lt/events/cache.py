@@ -34,17 +34,16 @@ _KINDS = ("uint8", "uint16", "int32")
 @functools.cache
 def code_version() -> str:
     """Return a hash of the source of this package: another code, another cache."""
-    return hash_of(sorted(Path(__file__).parent.glob("*.py")))
+    return _hash_of(sorted(Path(__file__).parent.glob("*.py")))
 
 
 def source_of(thing: object) -> str:
     """Return a hash of the source file that defines the class of `thing`, or ""."""
     path = getattr(sys.modules.get(type(thing).__module__), "__file__", None)
-    return hash_of([Path(path)]) if path else ""
+    return _hash_of([Path(path)]) if path else ""
 
 
-def hash_of(paths: list[Path]) -> str:
-    """Return a hash of the contents and names of files."""
+def _hash_of(paths: list[Path]) -> str:
     sources = (f"{path.name}\n".encode() + path.read_bytes() for path in paths if path.is_file())
     return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 

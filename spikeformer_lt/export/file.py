@@ -28,6 +28,7 @@ from spikeformer_lt.errors import (
     ExportError,
     TicketError,
     check_license,
+    listed,
     name_of,
     shown,
 )
@@ -122,6 +123,10 @@ class Writer:
         plain = tensor.detach().cpu().contiguous()
         if plain.dtype == torch.float64:
             raise ExportError(f"tensor {shown(name)} is float64; convert the model with .float()")
+        if str(plain.dtype).removeprefix("torch.") not in TYPES:
+            raise ExportError(
+                f"tensor {shown(name)} is {plain.dtype}; allowed: {listed(sorted(TYPES), 9)}"
+            )
         kept = None if kept is None else kept.cpu()
         chosen = torch.ones_like(plain, dtype=torch.bool) if kept is None else kept
         form, value, signs, coded, count = "raw", plain, ("all", 0), (0, 0), 0
@@ -239,6 +244,8 @@ class Reader:
             if row.dtype == "bool" and bool((plain > 1).any()):
                 raise self._fault(row, "a byte of it is neither true nor false")
             kind = getattr(torch, row.dtype)
+            if not plain.size:
+                return torch.empty(list(row.shape), dtype=kind)
             return torch.from_numpy(plain.copy()).view(kind).view(list(row.shape))
         if row.form == "binary":
             chosen = torch.ones(list(row.shape), dtype=torch.bool) if kept is None else kept

@@ -35,6 +35,7 @@ from spikeformer_lt.layers.halting import halts
 from spikeformer_lt.layers.neuron import LIF
 from spikeformer_lt.layers.patches import PatchSelect, Random, selections
 from spikeformer_lt.layers.units import Residual, Unit, chains_of
+from spikeformer_lt.preprocess import prepared_for
 
 INTEGERS = ".int8.onnx"
 LARGEST_BATCH = 65_536
@@ -138,7 +139,8 @@ def _graph_of(model: CompactModel, batch: int) -> tuple[nn.Module, Tensor]:
 
 def _facts(model: CompactModel) -> dict[str, str]:
     """What a file says of its input beside the graph."""
-    return {} if model.preprocess is None else {"preprocess": json.dumps(to_dict(model.preprocess))}
+    known = model.preprocess
+    return {} if known is None else {"preprocess": json.dumps(to_dict(prepared_for(model)))}
 
 
 def _program(model: CompactModel) -> Any:

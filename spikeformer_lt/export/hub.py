@@ -11,7 +11,16 @@ from typing import Any
 from huggingface_hub import HfApi, PyTorchModelHubMixin, snapshot_download
 
 from spikeformer_lt.bundle import staged
-from spikeformer_lt.errors import ExportError, SpikeformerError, check_license, near, shown
+from spikeformer_lt.errors import (
+    ConfigError,
+    ExportError,
+    SpikeformerError,
+    check_license,
+    listed,
+    name_of,
+    near,
+    shown,
+)
 from spikeformer_lt.export.file import (
     CARD,
     CONFIG,
@@ -58,6 +67,8 @@ class HubTicket(
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> HubTicket:
+        if odd := options.keys() - {*DOWNLOAD, "proxies", "resume_download"}:
+            raise ConfigError(f"{listed(odd)} not allowed: {listed(DOWNLOAD)}")
         if Path(model_id).is_dir():
             return cls(model_id)
         known = {name: options[name] for name in DOWNLOAD if name in options}
@@ -74,8 +85,11 @@ class HubTicket(
         """Publish the packed files as a folder that is new, empty or an export, all or none.
 
         Raises:
-            ExportError: it holds something else, which stays.
+            ConfigError: options of a push without one.
+            ExportError: it holds something else, which stays; the export lacks a file.
         """
+        if odd := options.keys() - {"config", "model_card_kwargs"} if not push_to_hub else ():
+            raise ConfigError(f"{listed(odd)} not allowed: options of push_to_hub=True")
         target = Path(save_directory)
         if not (target.exists() and target.samefile(self.folder)):
             with staged(target, EXPORT, overwrite=True) as stage:
@@ -96,6 +110,8 @@ def _not_given(name: str | Path, fault: Exception) -> ExportError:
 
 
 def _files(folder: Path) -> list[str]:
+    if lost := [name for name in FILES if not (folder / name).is_file()]:
+        raise ExportError(f"{name_of(folder)} lacks {listed(lost)}: export it again")
     return [*FILES, *(name for name in OPTIONAL if (folder / name).is_file())]
 
 

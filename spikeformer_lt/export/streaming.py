@@ -23,6 +23,7 @@ from spikeformer_lt.export.prediction import (
     to_input,
     valid_events,
 )
+from spikeformer_lt.layers.halting import halts
 from spikeformer_lt.layers.inputs import SelectsTokens, Stepwise
 from spikeformer_lt.layers.neuron import NeuronState, carry
 from spikeformer_lt.layers.patches import selections
@@ -72,6 +73,7 @@ class Stream:
         """Forget the clip."""
         self.frames = 0
         self._state = NeuronState()
+        self._batch: int | None = None  # of the clip's first frame
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._total: Tensor | None = None  # of the logits so far; [B, K]
         self._sure: Tensor | None = None  # images that have their net's confidence
@@ -93,18 +95,19 @@ class Stream:
             ExportError: pixels or events, and the network came without its preprocess.
         """
         given, state = self._prepared(frame), self._state.copy()
-        images, halts = self._checked(given), getattr(self.net, "confidence", 0.0) > 0
+        images, stops = self._checked(given), getattr(self.net, "confidence", 0.0) > 0
         with carry(state):
             found = self._step.stem_tokens(images) if self._selects else self._step.classify(images)
         self._state, self.frames = state, self.frames + 1  # a frame that fails changes nothing
+        self._batch = len(given)
         if self._selects:
             self._seen.append((*found, images))
             if self.frames < self.net.T:
                 return given.new_zeros(len(given), 0, self.net.num_classes)
             clip = [torch.cat(parts) for parts in zip(*self._seen, strict=True)]
             self.reset()
-            found = self.net.classify(clip[2]) if halts else self.net.classify_tokens(*clip)
-        elif halts:
+            found = self.net.classify(clip[2]) if stops else self.net.classify_tokens(*clip)
+        elif stops:
             found = self._held(found[0])[None]
         logits: Tensor = found.transpose(0, 1)
         return logits
@@ -136,10 +139,10 @@ class Stream:
         if frame.ndim != 4:
             raise DataError(f"a frame is [B, C, H, W]; got {list(frame.shape)}")
         images: Tensor = self.net.time_first(frame)[:1]
-        begun, here = {len(v) for v in self._state.voltages.values()}, len(frame)
-        if begun - {here}:
+        here = len(frame)
+        if self._batch not in (None, here):
             raise DataError(
-                f"the clip began with a batch of {min(begun - {here})}, this frame has {here}; "
+                f"the clip began with a batch of {self._batch}, this frame has {here}; "
                 "call reset() for another clip"
             )
         return images.contiguous()
@@ -154,7 +157,7 @@ class Decision:
     events: int
     """Events in it."""
     step: int
-    """Number of the window in its clip, from 1 to T."""
+    """Number of the window in its clip, from 1 to T; of all windows where the stream is endless."""
     prediction: Prediction | None
     """Of the clip so far; None while a patch selection waits for the clip's last window."""
     latency_ms: float
@@ -172,7 +175,7 @@ class EventStream:
         model: an exported or plain network in eval mode that came with its preprocess.
         window_us: length of a window in microseconds; None is the one that it was trained with.
         endless: never start from rest; a decision is of the last T windows. Not with a patch
-            selection, which needs whole clips.
+            selection, which needs whole clips, or halting, which lasts to the end of one.
 
     Raises:
         ConfigError: another window than the network was trained with, or none.
@@ -192,7 +195,8 @@ class EventStream:
         window_us = own if window_us is None else window_us
         sound = type(window_us) is int and window_us >= 1 and own in (None, window_us)
         check(sound, "window_us", window_us, rule)
-        check(not (endless and self._stream._selects), "endless", endless, "no patch selection")
+        clips = self._stream._selects or halts(self._stream.net)
+        check(not (endless and clips), "endless", endless, "no patch selection, and no halting")
         self.window_us: int = window_us or 0
         self.endless, self.T = endless, recordings.T
         self._recordings = recordings
@@ -283,11 +287,11 @@ class EventStream:
     def _decide(self, begun: float) -> Decision:
         end = int(np.searchsorted(self._waiting["t_us"], self._start + self.window_us))
         window, self._waiting = self._waiting[:end], self._waiting[end:]
-        self._logits += self._stream.push([window]).unbind(1)
+        self._logits = [*self._logits, *self._stream.push([window]).unbind(1)][-self.T :]
         step = self._stream.frames or self.T
         said = None
         if self._logits:
-            mean = torch.stack(self._logits[-self.T :]).mean(0)
+            mean = torch.stack(self._logits).mean(0)
             (said,) = predictions_of(mean.float(), self._how.classes)
         start, self._start = self._start, self._start + self.window_us
         if not self.endless and step >= self.T:

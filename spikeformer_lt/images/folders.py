@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikeformer_lt.bundle import building, sweep_files
-from spikeformer_lt.disk import content_kind, free_bytes
+from spikeformer_lt.disk import content_kind, free_bytes, sha256_of
 from spikeformer_lt.errors import DataError, name_of, shown
-from spikeformer_lt.events.cache import hash_of
 from spikeformer_lt.splits import described
 
 log = logging.getLogger(__name__)
@@ -133,7 +132,7 @@ def map_pixels(data: FileImages, folder: Path) -> NDArray[np.uint8] | None:
     Returns:
         uint8 ``[N, size, size, 3]``, or None.
     """
-    state = [data.size, data.crop, len(data), version("pillow"), hash_of([Path(__file__)])]
+    state = [data.size, data.crop, len(data), version("pillow"), sha256_of(__file__)]
     digest = hashlib.sha256(json.dumps(state).encode())
     for path in data.paths:
         found = os.stat(data.root / os.fsdecode(path))

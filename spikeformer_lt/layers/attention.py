@@ -60,6 +60,7 @@ class SpikingAttention(nn.Module):
     roles: ClassVar[tuple[str, ...]]
     inner: ClassVar[tuple[str, ...]] = ()  # neurons between its products
     pools: ClassVar[bool] = False  # whether its neurons fire for all tokens together
+    rescales: ClassVar[bool] = False  # whether its sums follow `rescale_to`
     sums: ClassVar[str] = ""  # why its products are not driven by spikes alone; empty if they are
 
     def __init__(
@@ -122,6 +123,7 @@ class SpikingSelfAttention(SpikingAttention):
 
     roles: ClassVar = ("q", "k", "v")
     sums: ClassVar = "multiplies spikes by integer sums of spikes, and scales the result"
+    rescales: ClassVar = True
     q: LinearUnit
     k: LinearUnit
     v: LinearUnit

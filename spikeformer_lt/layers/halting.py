@@ -24,7 +24,7 @@ from spikeformer_lt.layers.attention import (
 from spikeformer_lt.layers.kernels.reference import spike
 from spikeformer_lt.layers.neuron import NeuronState, carried, carry
 from spikeformer_lt.layers.patches import kept_count, penalise
-from spikeformer_lt.layers.units import call
+from spikeformer_lt.layers.recompute import call
 
 
 class HaltingNeuron(nn.Module):
@@ -157,6 +157,7 @@ def _run(block: Any, tokens: Tensor, running: Tensor, state: NeuronState) -> Ten
     out, counts = tokens.clone(), running.sum(1)
     parts = [m for m in block.modules() if m is not block.halt and m in state.voltages]
     known = {m: state.voltages[m].clone() for m in parts}
+    begun = list(known)  # the others are at rest for each of the groups
     shared = block.attn.attn_act if block.attn.pools else None  # its neurons are of no token
     for count in counts.unique().tolist():
         if not count:
@@ -164,7 +165,7 @@ def _run(block: Any, tokens: Tensor, running: Tensor, state: NeuronState) -> Ten
         images = (counts == count).nonzero()
         place = images, running[images[:, 0]].nonzero()[:, 1].view(-1, count)
         at = place, images[:, 0]
-        inner = NeuronState({m: v[at[m is shared]] for m, v in known.items()})
+        inner = NeuronState({m: known[m][at[m is shared]] for m in begun})
         with carry(inner):
             out[0][place] = call(block, tokens[0][place][None], 1)[0].to(out.dtype)
         for m, v in inner.voltages.items():

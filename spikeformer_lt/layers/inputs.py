@@ -351,6 +351,15 @@ def at_least_one(**numbers: Any) -> None:
             raise ConfigError(f"{field}={given} is not allowed: a whole number, at least 1{most}")
 
 
+def check_steps(x: Tensor, T: int) -> None:
+    """Refuse frames ``[B, T, C, H, W]`` of another T, by a ConfigError."""
+    if x.ndim == 5 and x.shape[1] != T:
+        raise ConfigError(
+            f"expected T={T} at dimension 1 of frames [B, T, C, H, W], "
+            f"got {x.shape[1]} in {list(x.shape)}"
+        )
+
+
 def time_first(
     x: Tensor,
     *,
@@ -381,12 +390,8 @@ def time_first(
             f"input shape {list(x.shape)} is neither images {expected} nor frames "
             f"{expected.replace('[B,', f'[B, T={T},')}"
         )
+    check_steps(x, T)
     if x.ndim == 5:
-        if x.shape[1] != T:
-            raise ConfigError(
-                f"expected T={T} at dimension 1 of frames [B, T, C, H, W], "
-                f"got {x.shape[1]} in {list(x.shape)}"
-            )
         return x.transpose(0, 1)
     images = x.unsqueeze(0)
     return images if compute_once else images.expand(T, -1, -1, -1, -1)

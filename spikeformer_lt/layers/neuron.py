@@ -120,9 +120,17 @@ class Heaviside(Activation):
         neuron = _configured(neuron, constants)
         self.v_threshold = float(neuron.v_threshold)
         self.surrogate, self.alpha = neuron.surrogate, neuron.steepness
-        self.lif: NeuronConfig | None = None  # of a LIF whose first step from rest is this
-        if neuron.surrogate in _SURROGATES:
-            self.lif = replace(neuron, tau=2.0, v_reset=0.0, decay_input=False, detach_reset=True)
+        self._known: tuple[Any, NeuronConfig | None] = (), None
+
+    def params(self) -> NeuronConfig | None:
+        """Constants of a LIF whose first step from rest is this; None if kernels know none."""
+        own = self.v_threshold, self.surrogate, self.alpha
+        known, made = self._known
+        if known != own:
+            start = 2.0, self.v_threshold, 0.0, False, self.surrogate, self.alpha, True
+            made = NeuronConfig(*start) if self.surrogate in _SURROGATES else None
+            self._known = own, made  # one write, as of a LIF
+        return made
 
     def activate(self, x: Tensor) -> Tensor:
         """Spikes in {0, 1}."""
@@ -486,7 +494,7 @@ def fused_norm_act(
     lif = kind is LIF and not act.store_v_seq
     if type(norm) is not BatchNorm or not (lif or kind is Heaviside) or hooked(norm, act):
         return None
-    params = act.params() if lif else act.lif
+    params = act.params()
     if params is None:
         return None
     steps, time, v = count_steps(x, T, kind.__name__), x.shape[0], None
@@ -529,6 +537,8 @@ def hooked(*modules: nn.Module) -> bool:
         return True
     for module in modules:
         if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return True
+        if "forward" in module.__dict__:  # as accelerate's hooks replace it
             return True
         for hook in module._forward_hooks.values():  # generators would double a forward's calls
             if not getattr(hook, "observes_output", False):

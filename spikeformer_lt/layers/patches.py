@@ -23,7 +23,8 @@ from spikeformer_lt.layers.attention import (
     SpikingSelfAttention,
 )
 from spikeformer_lt.layers.inputs import autocasts, transformed
-from spikeformer_lt.layers.units import call, declared_part
+from spikeformer_lt.layers.recompute import call
+from spikeformer_lt.layers.units import declared_part
 
 log = logging.getLogger(__name__)
 

@@ -13,15 +13,8 @@ from spikeformer_lt.errors import ConfigError, shown
 from spikeformer_lt.layers.attention import join, joined
 from spikeformer_lt.layers.inputs import listed
 from spikeformer_lt.layers.neuron import NeuronConfig, make_activation
-from spikeformer_lt.layers.units import (
-    Chain,
-    ConvUnit,
-    Reads,
-    Unit,
-    call,
-    declared_part,
-    emitted,
-)
+from spikeformer_lt.layers.recompute import call
+from spikeformer_lt.layers.units import Chain, ConvUnit, Reads, Unit, declared_part, emitted
 
 RESIDUALS = ("add", "iand", "or")
 ACTIVATIONS = ("lif", "heaviside", "sign", "relu", "ilif")

@@ -34,7 +34,7 @@ def gains(weight: Tensor, mask: Tensor, per_filter: bool = False) -> Tensor:
     """
     dims = tuple(range(1 if per_filter else 0, weight.ndim))
     kept = mask.sum(dims, keepdim=True)
-    total = (weight.detach().abs() * mask).sum(dims, keepdim=True)
+    total = torch.where(mask, weight.detach().abs(), 0.0).sum(dims, keepdim=True)
     return total / kept.clamp(min=1)
 
 
@@ -81,6 +81,7 @@ def _kept(weight: Tensor, mask: Tensor, binary: bool, per_filter: bool, form: An
 
 
 LEARN = ("scores", "weights", "both")
+_HOOKS = [name for name in vars(nn.Module()) if "_hook" in name and "state_dict" not in name]
 
 
 class _Subnet(nn.Module):
@@ -104,7 +105,10 @@ class _Subnet(nn.Module):
         self._kept = None
         weight = self.weight = layer.weight
         self.bias = layer.bias
-        self.weight.requires_grad_(learn != "scores")
+        self._trains = layer.weight.requires_grad
+        self.weight.requires_grad_(self._trains and learn != "scores")
+        for name in _HOOKS:  # those of the layer see this one
+            self.__dict__[name] = layer.__dict__[name]
         self.scores: nn.Parameter | None = None
         if learn != "weights":
             self.scores = nn.Parameter(torch.empty_like(weight))
@@ -139,7 +143,12 @@ class _Subnet(nn.Module):
     def kept(self) -> Kept:
         """The entries of the mask, for products by lists."""
         known, state = self._kept, None if self.mask.is_inference() else self.mask._version
-        if known is None or known[0] != state or known[1].mask is not self.mask:
+        if (
+            known is None
+            or None in (known[0], state)
+            or known[0] != state
+            or (known[1].mask is not self.mask)
+        ):
             self._kept = known = state, Kept(self.mask, whole=True)
         return known[1]
 
@@ -150,7 +159,8 @@ class _Subnet(nn.Module):
     def collapse(self) -> Any:
         """The layer that was taken over, with the effective weight, exactly 0 where removed."""
         (plain,) = self._taken
-        plain.weight = nn.Parameter(self.effective_weight().detach().clone())
+        weight = self.effective_weight().detach().clone()
+        plain.weight = nn.Parameter(weight, requires_grad=self._trains)
         plain.bias = self.bias
         return plain.train(self.training)
 
@@ -166,7 +176,8 @@ class EffectiveConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``[N, C, H, W]`` with the effective weight."""
-        rows = input.flatten(0, -4)  # spikingjelly's multi-step layers take [T, N, C, H, W]
+        # spikingjelly's multi-step layers take [T, N, C, H, W].
+        rows = input if input.ndim < 5 else input.flatten(0, -4)
         out: Tensor = self._conv_forward(rows, self.effective_weight(), self.bias)
         return out if rows is input else out.unflatten(0, input.shape[:-3])
 
@@ -287,6 +298,7 @@ def put_masks(layers: Mapping[str, Subnet], mask: Mapping[str, Tensor]) -> None:
             )
     for name, layer in layers.items():
         layer.mask.copy_(mask[name])
+        layer._kept = None
         if layer.anneal > 0:
             least = torch.where(layer.mask, layer.ranking(), math.inf).min()
             layer.threshold.copy_(torch.where(least.isinf(), layer.threshold, least))

@@ -197,7 +197,8 @@ def _layer(name: str, counted: Operations) -> LayerEnergy:
     n, count, names = counted.samples, counted.layers[name], list(counted.layers)
     weights, first, last = count.weights, name == names[0] or count.image, name == names[-1]
     rate, dense = count.events / count.inputs, count.macs_dense / n
-    multiplied = first or (count.kind == "real" and not last)
+    mean_of_spikes = last and bool(counted.firing_rate)
+    multiplied = first or (count.kind == "real" and not mean_of_spikes)
     steps = count.passes / n if first and counted.static else 1
     part = "" if weights is None else weights.part
     return LayerEnergy(

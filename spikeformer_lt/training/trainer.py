@@ -25,7 +25,7 @@ from spikeformer_lt.images.loader import Augmentation, Workers, sample_loader, t
 from spikeformer_lt.images.splits import Splits
 from spikeformer_lt.layers.kernels.dispatch import kept_weights
 from spikeformer_lt.layers.patches import penalties
-from spikeformer_lt.layers.units import set_recompute
+from spikeformer_lt.layers.recompute import set_recompute
 from spikeformer_lt.rng import STREAM, seed_for
 from spikeformer_lt.runtime import keep_heap, threads_chosen
 from spikeformer_lt.training import checkpoint

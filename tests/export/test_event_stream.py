@@ -109,7 +109,10 @@ def test_an_endless_stream_keeps_its_state_and_a_silence_is_frames_of_nothing(ne
     quiet = clips[(clips["t_us"] < WINDOW) | (clips["t_us"] >= 8 * WINDOW)]
     found = list(EventStream(model).run(quiet))
     assert [d.events > 0 for d in found] == [True, *[False] * 7, True]
-    endless = list(EventStream(model, endless=True).run(clips))
+    running = EventStream(model, endless=True)
+    endless = list(running.run(clips))
+    running.push(clips)
+    assert len(running._logits) == model.T
     clipped = list(EventStream(model).run(clips))
     assert [d.step for d in endless] == list(range(1, 10))
     same = [a.prediction == b.prediction for a, b in zip(endless, clipped, strict=True)]
@@ -120,8 +123,12 @@ def test_what_does_not_fit_is_one_line(net, clips, images) -> None:
     model = prepared(net(in_channels=2, patches=0.4)[0])
     with pytest.raises(ConfigError, match="window_us=5000 is not allowed: 10000, which"):
         EventStream(model, 5000)
-    with pytest.raises(ConfigError, match="no patch selection"):
+    with pytest.raises(ConfigError, match="no patch selection, and no halting"):
         EventStream(model, endless=True)
+    sure = prepared(net(in_channels=2, patches=0.0)[0])
+    sure.set_halting((), 0.9)
+    with pytest.raises(ConfigError, match="no patch selection, and no halting"):
+        EventStream(sure, endless=True)
     stream = EventStream(model)
     stream.push(clips)
     with pytest.raises(DataError, match="came after one of"):

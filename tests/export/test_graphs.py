@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ExportError
-from spikeformer_lt.export import graphs
+from spikeformer_lt.export import Preprocess, Recordings, graphs
 from spikeformer_lt.export.api import fixed_batch
 from spikeformer_lt.export.graphs import to_onnx, to_pt2, write_graph
 from spikeformer_lt.export.inference import compact
@@ -67,6 +68,18 @@ def test_an_exported_program_is_exact_in_float64(choice, made, images, tmp_path:
         with pytest.raises(Exception, match="."):
             program(wrong)
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
+
+
+def test_a_graph_says_the_frames_that_it_takes(net) -> None:
+    model = net(in_channels=2, patches=0.0)[0]
+    classes = tuple(map(str, range(model.num_classes)))
+    recordings = Recordings((16, 16), model.T + 5)
+    fast = compact(model)
+    fast.preprocess = Preprocess(
+        "off,on", model.image_size[0], (0.0, 0.0), (1.0, 1.0), classes, recordings
+    )
+    said = json.loads(graphs._facts(fast)["preprocess"])
+    assert said["recordings"]["T"] == model.T
 
 
 @pytest.mark.slow

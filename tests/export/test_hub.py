@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from spikeformer_lt import console, from_pretrained, load_exported
-from spikeformer_lt.errors import ExportError, SpikeformerError
+from spikeformer_lt.errors import ConfigError, ExportError, SpikeformerError
 from spikeformer_lt.export import export_ticket
 from spikeformer_lt.export.hub import FILES, HubTicket
 
@@ -47,6 +47,21 @@ def test_a_folder_is_saved_whole_over_exports_alone(net, tmp_path: Path) -> None
         with pytest.raises(ExportError, match=words):
             found.save_pretrained(tmp_path / name)
     assert (tmp_path / "mine" / "config.json").read_text() == "{}"
+
+
+def test_options_that_would_do_nothing_are_refused(net, tmp_path: Path) -> None:
+    export_ticket(net()[2], tmp_path / "a")
+    for options in ({"T": 2}, {"tokn": "x"}):
+        (name,) = options
+        with pytest.raises(ConfigError, match=f"{name} not allowed: revision, cache_dir, token"):
+            from_pretrained(tmp_path / "a", **options)
+    found = from_pretrained(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"license not allowed: .*push_to_hub=True"):
+        found.save_pretrained(tmp_path / "b", license="mit")
+    (tmp_path / "a" / "README.md").unlink()
+    with pytest.raises(ExportError, match=r"a' lacks README\.md: export it again"):
+        found.save_pretrained(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_damaged_or_missing_folder_is_refused(net, tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def test_any_masked_tensor_comes_back(data: st.DataObject) -> None:
         torch.tensor(0.5),
         torch.empty(0),
         torch.empty(0, 3),
+        torch.empty(0, dtype=torch.int64),
+        torch.empty(2, 0, dtype=torch.bool),
         torch.tensor([True, False]),
         torch.randn(3).half(),
         torch.randn(2, 2).bfloat16(),
@@ -82,6 +84,9 @@ def test_a_narrow_precision_rounds_values_and_keeps_gains(precision: str) -> Non
 def test_what_cannot_be_stored_is_named() -> None:
     with pytest.raises(ExportError, match="'w' is float64"):
         Writer().add("w", torch.ones(2).double(), None)
+    for kind in (torch.complex64, torch.uint16):
+        with pytest.raises(ExportError, match=f"'w' is {kind}; allowed: .*bfloat16"):
+            Writer().add("w", torch.ones(2).to(kind), None)
     with pytest.raises(ExportError, match="'w' reaches 1e\\+06, more than fp16"):
         Writer("fp16").add("w", torch.tensor([1e6, 2.0]), None)
 

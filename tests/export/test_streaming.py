@@ -106,6 +106,17 @@ def test_streams_share_a_network_without_touching_each_other(net, images) -> Non
     torch.testing.assert_close(torch.cat(found[1], 1), whole[1:], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["lif", "heaviside"])
+def test_a_batch_that_changes_before_the_last_frame_is_refused(activation, net, images) -> None:
+    model, _, _ = net(in_channels=2, patches=0.4, activation=activation)
+    stream, clip = Stream(model), images(model)
+    stream.push(clip[:, 0])
+    with pytest.raises(DataError, match="began with a batch of 3, this frame has 2"):
+        stream.push(clip[:2, 1])
+    assert [stream.push(clip[:, t]).shape[1] for t in (1, 2)] == [0, 3]
+    stream.push(clip[:2, 0])  # another clip
+
+
 def test_wrong_frames_are_refused_and_the_clip_goes_on(net, images) -> None:
     model, _, _ = net(in_channels=2, patches=0.0)
     clip = images(model)

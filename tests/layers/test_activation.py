@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from spikeformer_lt.errors import ConfigError, DataError
-from spikeformer_lt.layers.neuron import Activation, Heaviside, NeuronConfig, Relu, Sign
+from spikeformer_lt.layers.neuron import (
+    Activation,
+    BatchNorm,
+    Heaviside,
+    NeuronConfig,
+    Relu,
+    Sign,
+    norm_act,
+)
 
 X = torch.tensor([[-2.0, -1.0, -0.25, 0.0, 0.5, 1.0, 1.5, 3.0]], dtype=torch.float64)
 
@@ -64,3 +72,18 @@ def test_unknown_surrogates_and_infinite_thresholds_are_refused() -> None:
         Heaviside(surrogate="hardtan")
     with pytest.raises(ConfigError, match="v_threshold=inf"):
         Heaviside(v_threshold=math.inf)
+
+
+@pytest.mark.parametrize("places", [16, 8192])
+def test_a_threshold_that_changes_holds_whatever_the_size(places: int) -> None:
+    norm, act = BatchNorm(16).eval(), Heaviside()
+    x = torch.randn(1, places, 16)
+    for threshold, alpha in ((1.0, 4.0), (0.5, 1.0)):
+        act.v_threshold, act.alpha = threshold, alpha
+        leaf = x.clone().requires_grad_()
+        fired = norm_act(norm, act, leaf, 1)
+        assert abs(float(fired.detach().mean() - (x >= threshold).float().mean())) < 0.01
+        fired.sum().backward()
+        by_hand = x.clone().requires_grad_()
+        act(by_hand).sum().backward()
+        assert torch.allclose(leaf.grad, by_hand.grad, atol=1e-3)

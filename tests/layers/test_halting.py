@@ -333,3 +333,13 @@ def test_what_cannot_halt_is_refused() -> None:
         HaltingNeuron(1.0)
     with pytest.raises(ConfigError, match=r"halting\.confidence=0\.5"):
         create_model("spikformer_toy", num_classes=0).set_halting(confidence=0.5)
+
+
+@pytest.mark.parametrize("rest", [-0.4, 0.3])
+@pytest.mark.parametrize("name", ["spikformer_toy", "spikingformer_toy", "sdt_toy"])
+def test_neurons_of_every_group_start_from_rest(name: str, rest: float, awaken: Any) -> None:
+    """In the first step images of which as many tokens run are computed one group after another."""
+    model = made(name, awaken, -2.0, v_reset=rest)
+    assert 0.1 < float(runs(model).mean()) < 0.95
+    masked, stepped = seen(model, quiet=False)[0], seen(model)[0]
+    assert torch.allclose(stepped, masked, rtol=0, atol=1e-12)

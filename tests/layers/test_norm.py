@@ -233,3 +233,14 @@ def test_a_hook_that_only_observes_the_output_sees_the_fused_spikes(
     act.register_forward_hook(observe)
     monkeypatch.setattr(BatchNorm, "forward", None)
     assert norm_act(norm, act, torch.randn(4, 50, 96)) is seen[0]
+
+
+def test_a_forward_that_was_replaced_is_called() -> None:
+    """As accelerate's hooks do it, on the module itself."""
+    norm, act, calls = BatchNorm(16), LIF(), list[str]()
+    x = torch.randn(4, 512, 16)
+    for name, module in (("norm", norm), ("act", act)):
+        own = module.forward
+        module.forward = lambda *args, name=name, own=own: calls.append(name) or own(*args)
+    norm_act(norm, act, x, 4)
+    assert calls == ["norm", "act"]

@@ -12,7 +12,8 @@ from torch import nn
 from spikeformer_lt import create_model
 from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.neuron import LIF, NeuronState, carry
-from spikeformer_lt.layers.units import LinearUnit, call, set_recompute
+from spikeformer_lt.layers.recompute import call, set_recompute
+from spikeformer_lt.layers.units import LinearUnit
 from spikeformer_lt.training.monitor import FiringWatch
 
 SMALL = {"image_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 4, "T": 3}
@@ -154,3 +155,23 @@ def test_a_graph_that_is_kept_is_computed_again_for_each_backward_pass() -> None
     )
     assert wanted.abs().sum() > 0
     assert torch.equal(first, again)
+
+
+def test_two_forwards_before_one_backward_have_the_gradients_of_two(awaken: Any) -> None:
+    """The border of a RepConv is of running statistics, which the second forward moves."""
+    torch.manual_seed(0)
+    model: Any = create_model("sdt2_toy", image_size=32, T=2).double().train()
+    awaken(model, lambda net: net(inputs(net)))
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 0.5
+    x, found = [inputs(model) for _ in range(2)], []
+    for on in (False, True):
+        net = copy.deepcopy(model)
+        set_recompute(net, on)
+        sum(net(part).square().mean() for part in x).backward()
+        buffers = [b.clone() for b in net.buffers()]
+        found.append(([p.grad for p in net.parameters() if p.grad is not None], buffers))
+    for one, other in zip(*found, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

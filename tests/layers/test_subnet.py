@@ -17,6 +17,7 @@ from spikeformer_lt.layers.subnet import (
     gains,
     get_masks,
     install,
+    put_masks,
     rankings,
     set_masks,
     subnets,
@@ -314,3 +315,44 @@ def test_a_layer_under_two_names_is_one_subnet_and_a_shared_weight_is_refused() 
     tied[1].weight = tied[0].weight
     with pytest.raises(ConfigError, match="0: 1 has the same weight"):
         install(tied, "0", "weights", binary=True)
+
+
+def test_lists_follow_a_mask_that_was_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        layer = SubnetLinear(nn.Linear(8, 8, bias=False), "weights", binary=False)
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            mask = torch.rand(8, 8) > 0.5
+            put_masks({"a": layer}, {"a": mask})
+            assert layer.kept().density == float(mask.float().mean())
+            layer.mask.copy_(~mask)
+            assert layer.kept().density == float((~mask).float().mean())
+
+
+@pytest.mark.parametrize("learn", LEARN)
+def test_what_was_frozen_stays_frozen_and_hooks_stay(learn: str) -> None:
+    net, seen = Net(), list[str]()
+    net.first.weight.requires_grad_(False)
+    net.first.register_forward_hook(lambda *_: seen.append("forward"))
+    net.first.register_full_backward_hook(lambda *_: seen.append("backward"))
+    for name in ("first", "rest.2"):
+        install(net, name, learn, binary=True)
+    assert not net.first.weight.requires_grad
+    assert net.rest[2].weight.requires_grad == (learn != "scores")
+    net(torch.randn(2, 3, 8, 8, requires_grad=True)).sum().backward()
+    assert seen == ["forward", "backward"]
+    collapse(net)
+    assert [net.first.weight.requires_grad, net.rest[2].weight.requires_grad] == [False, True]
+
+
+def test_a_removed_nan_changes_no_kept_weight() -> None:
+    weight = torch.randn(4, 4, 1, 1)
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    weight[1, 2], mask[1, 2] = float("nan"), False
+    assert torch.isfinite(gains(weight, mask)).all()
+
+
+def test_a_picture_without_a_batch_is_convolved() -> None:
+    layer = make_net("weights").first
+    x = torch.randn(3, 8, 8)
+    assert torch.allclose(layer(x), layer(x[None])[0], atol=1e-6)

@@ -14,8 +14,8 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_
 from spikeformer_lt import create_model
 from spikeformer_lt.layers.neuron import LIF, Heaviside, NeuronConfig, Sign
 from spikeformer_lt.layers.patches import SCORES, PatchSelect, make_score
+from spikeformer_lt.layers.recompute import set_recompute
 from spikeformer_lt.layers.subnet import install
-from spikeformer_lt.layers.units import set_recompute
 
 SIZES: dict[str, Any] = {"image_size": 16, "T": 2, "v_threshold": 0.2}
 SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 4, **SIZES}

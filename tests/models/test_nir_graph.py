@@ -212,6 +212,11 @@ def odd(change: str) -> Any:
         fire = lif(4, 8, 8, tau=values(1, 4, 8, 8, low=2.0, high=3.0))  # type: ignore[arg-type]
     if change == "tau":
         fire = lif(4, 8, 8, tau=1.0)
+    if change == "synapse":
+        whole = {name: np.ones((4, 8, 8)) for name in ("r", "w_in", "v_threshold")}
+        none = {name: np.zeros((4, 8, 8)) for name in ("v_leak", "v_reset")}
+        taus = {"tau_syn": np.full((4, 8, 8), 0.3), "tau_mem": np.full((4, 8, 8), 5.0)}
+        fire = nir.CubaLIF(**taus, **whole, **none)
     if change == "leak":
         fire = lif(4, 8, 8, v_reset=np.zeros((4, 8, 8)))
     if change == "threshold":
@@ -235,6 +240,7 @@ def odd(change: str) -> Any:
     [
         ("taus", r"LIF 'n1': tau has 256 values; one for all neurons"),
         ("tau", r"LIF 'n1': tau=1 must be more than a step, dt=1"),
+        ("synapse", r"CubaLIF 'n1': tau=0\.3 must be a step at least, dt=1"),
         ("leak", r"LIF 'n1': v_leak and v_reset must be equal"),
         ("threshold", r"LIF 'n1': v_threshold must be above v_reset"),
         ("neurons", r"LIF 'n1': \[4, 4, 4\] neurons for \[4, 8, 8\]"),
@@ -253,7 +259,7 @@ def test_what_is_not_imported_is_refused_in_one_line(
 
 def test_files_parts_and_sizes_are_checked(tmp_path: Path) -> None:
     file = written(odd("parts"), tmp_path)
-    assert create_model("nir", file=file, part="stem", **SIDE)(torch.rand(1, 1, 3, 8, 8)).shape
+    assert create_model("nir", file=file, part="stem", **SIDE)(torch.rand(1, 3, 8, 8)).shape
     with pytest.raises(ConfigError, match=r"^part='sten' .*one of stem"):
         create_model("nir", file=file, part="sten", **SIDE)
     with pytest.raises(ConfigError, match=r"takes \[3, 8, 8\], the data \[3, 16, 16\]"):
@@ -265,3 +271,9 @@ def test_files_parts_and_sizes_are_checked(tmp_path: Path) -> None:
     (tmp_path / "b.nir").write_bytes(b"no HDF5")
     with pytest.raises(ConfigError, match=r"^file=.*cannot be read"):
         create_model("nir", file=str(tmp_path / "b.nir"))
+
+
+def test_frames_of_another_length_are_refused(tmp_path: Path) -> None:
+    net = create_model("nir", file=written(picture_graph(), tmp_path), **SIDE)
+    with pytest.raises(ConfigError, match=f"expected T={T} at dimension 1 of frames"):
+        net(torch.rand(2, T + 3, 3, 8, 8))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from spikeformer_lt import create_model
-from spikeformer_lt.errors import SpikeformerError
+from spikeformer_lt.errors import ConfigError, SpikeformerError
 from spikeformer_lt.layers import SpikingClassifier
+from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.models.bestformer import Bestformer
 from spikeformer_lt.models.max_former import MaxFormer
 from spikeformer_lt.models.meta_former import ESpikeFormer, MetaSpikeFormer
@@ -57,3 +58,34 @@ def test_an_odd_argument_builds_or_is_refused_in_one_line(name: str) -> None:
                 text = str(error)
                 assert "\n" not in text and len(text) < 500 and field.split("_")[0] in text, text
     assert refused > 5 * len(fields)
+
+
+@pytest.mark.parametrize(
+    "options", [{"attn_threshold": 0.0}, {"attn_threshold": -1.0}, {"v_reset": 0.5}]
+)
+@pytest.mark.fault(35)
+def test_an_attention_that_would_always_fire_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"attn_threshold=.* above 0(\.5)?, else every neuron"):
+        create_model("spikformer_toy", **options)
+
+
+@pytest.mark.fault(35)
+def test_constants_that_no_neuron_reads_are_refused() -> None:
+    for field, value in (("tau", 3.0), ("v_threshold", 2.0), ("surrogate", "atan")):
+        with pytest.raises(ConfigError, match=f"{field}=.* left out: neurons of whole numbers"):
+            create_model("sdt3_toy", **{field: value})
+    create_model("sdt3_toy", activation="lif", tau=3.0)
+
+
+def test_dvs_mode_of_another_attention_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    create_model("sdt_toy", attention="ssa", dvs_mode=True)
+    assert "dvs_mode=True erodes sdsa alone: it changes nothing of ssa" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["sdt_toy", "sdt3_toy"])
+def test_rescaling_sums_that_are_not_there_is_refused(name: str) -> None:
+    model: Any = create_model(name)
+    rate = make_score("rate", model.embed_dim, 10, 2)
+    stops = [PatchSelect(rate, 0.5, rescale=True) for _ in model.encoder_blocks()]
+    with pytest.raises(ConfigError, match=r"rescale=True .*of q k\^T v behind the stem"):
+        model.set_stops(stops)

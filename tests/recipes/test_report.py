@@ -26,6 +26,9 @@ def test_a_run_and_a_comparison_get_one_page_each(
     assert (one / "report.html").stat().st_size < 2e6
     assert text.count("data:image/png") == len(drawn)
     assert "http://www.w3.org" in text and text.count("http") == 2  # names of SVG and CSP alone
+    (one / "energy" / "energy.md").write_text("mine")
+    ended = recipes.run("report", "--runs", finished.path, "--out", one, "--images", 16)
+    assert "energy.md' is there, and not as this command wrote it" in ended.error
     both = tmp_path / "both"
     ticket = finished.path / "ticket"
     ended = recipes.run("report", "--runs", finished.path, ticket, "--out", both, "--images", 16)

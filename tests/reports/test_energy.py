@@ -196,3 +196,9 @@ def test_nothing_to_measure_is_said():
 def test_the_weight_that_is_counted_is_the_masked_one(lively):
     conv = lively.conv_pep.stages[0].conv
     assert torch.equal(effective_weight(conv), conv.weight)
+
+
+def test_a_last_layer_behind_numbers_is_of_multiplications():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    last = measure_energy(net, [IMAGE], T=1).layers[-1]
+    assert (last.input, last.formula_macs, last.formula_acs) == ("real", 12, 0)

@@ -198,10 +198,12 @@ def _apart(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[
 
 
 def _heads(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The two most accurate rows, dense and pruned, in their order."""
-    dense = [row for row in rows if row["method"].startswith("dense")][:2]
-    other = [row for row in rows if not row["method"].startswith("dense")][:2]
-    return [row for row in rows if row in dense or row in other]
+    """The two most accurate rows, dense and pruned, and the best without spikes, in their order."""
+    spiking = [row for row in rows if "(ANN)" not in row["network"]]
+    dense = [row for row in spiking if row["method"].startswith("dense")][:2]
+    other = [row for row in spiking if not row["method"].startswith("dense")][:2]
+    plain = [row for row in rows if row not in spiking][:1]
+    return [row for row in rows if row in dense + other + plain]
 
 
 def _cell(row: dict[str, str], name: str) -> str:

@@ -177,9 +177,9 @@ def push(
 
 
 def _scrubbed(value: Any) -> Any:
-    """The same JSON, or text, with the last part of each absolute path."""
+    """The same JSON, or text, with the last part of each absolute path; names of classes stay."""
     if isinstance(value, dict):
-        return {key: _scrubbed(own) for key, own in value.items()}
+        return {key: own if key == "classes" else _scrubbed(own) for key, own in value.items()}
     if isinstance(value, list | tuple):
         return [_scrubbed(own) for own in value]
     return ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value

@@ -155,7 +155,7 @@ def _following(cfg: Any, usual: Any, given: Collection[str]) -> dict[str, Any]:
                 continue
             step = Step.parse(value) if name == "rewind" else Step(value)
             epochs = max(1, round(scale * step.epochs)) if step.epochs else 0
-            rewound = str(Step(min(epochs, own.epochs - 1), step.extra))
+            rewound = str(Step(max(0, min(epochs, own.epochs - 1)), step.extra))
             found[f"{group}.{name}"] = rewound if name == "rewind" else epochs
     if WARM & set(given) and OF_EPOCHS not in given and cfg.train.optim.of_epochs:
         found[OF_EPOCHS] = 0

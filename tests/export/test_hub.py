@@ -79,6 +79,7 @@ def test_a_ticket_is_pushed_without_paths_and_comes_back_the_same(
 ) -> None:
     model, _, ticket = net()
     private = {"data": {"root": "/srv/somebody/data"}, "notes": ["~/x/y", "C:\\z\\w", "a/b"]}
+    private["names"] = {"classes": ["/m/01yrx", "/m/0bt9lr"]}  # as Open Images has them
     ticket = dataclasses.replace(ticket, provenance={**ticket.provenance, **private})
     about = {"test_accuracy": 91.5, "from": "/srv/me/run"}
     export_ticket(ticket, tmp_path / "a", about=about, license="cc-by-4.0")  # which push replaces
@@ -91,6 +92,7 @@ def test_a_ticket_is_pushed_without_paths_and_comes_back_the_same(
     assert hub.files["model.safetensors"] == (tmp_path / "a" / "model.safetensors").read_bytes()
     known = json.loads(hub.files["config.json"])
     assert known["provenance"]["data"] == {"root": "data"}
+    assert known["provenance"]["names"] == private["names"]
     assert known["provenance"]["notes"] == ["y", "w", "a/b"] and known["about"]["from"] == "run"
     card = hub.files["README.md"].decode()
     assert card.startswith("---\nlicense: mit\nlibrary_name: spikeformer_lt\n")

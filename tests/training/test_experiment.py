@@ -294,6 +294,8 @@ LENGTHS = {
     "--multisp.epochs 30 --multisp.stem-epochs 25": ("20ep", 25, 300),
     "--train.optim.warmup-epochs 5": ("20ep", 100, 0),
     "--train.optim.warmup-epochs 5 --train.optim.of-epochs 50": ("20ep", 100, 50),
+    "--multisp.epochs 0 --multisp.dense-epochs 9 --multisp.weights.method off "
+    "--multisp.patches.mode stop --multisp.patches.score tp": ("20ep", 1, 300),
     "--data.name digits": ("1ep", 6, 300),
     "--data.name digits --imp.epochs 16 --multisp.epochs 6": ("2ep", 3, 300),
 }
@@ -308,8 +310,7 @@ def test_lengths_that_nobody_named_follow_the_epochs_that_somebody_did(line):
     settled, _, taken = settle(cfg, CIFAR10, "digits", small)
     found = settled.imp.rewind, settled.multisp.stem_epochs, settled.train.optim.of_epochs
     assert found == LENGTHS[line]
-    selector = {"--multisp.epochs 3": 1, "--multisp.epochs 30 --multisp.stem-epochs 25": 1}
-    wanted = 2 if "multisp.epochs 6" in line else selector.get(line, 5)
+    wanted = 2 if "multisp.epochs 6" in line else 1 if line.startswith("--multisp.epochs") else 5
     assert settled.multisp.patches.selector_epochs == wanted
     for group, name in (("imp", "rewind"), ("multisp", "stem_epochs")):
         changed = getattr(getattr(settled, group), name) != getattr(getattr(cfg, group), name)

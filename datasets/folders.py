@@ -72,8 +72,8 @@ def event_folder(options: EventDataOptions, config: FolderConfig) -> Splits:
     paths = sorted({file.path for part in parts.values() for file in part})
     for name in ("unit", "columns"):
         takes_it = any(Path(path).suffix.lower() in TABLE_ENDS for path in paths)
-        given = getattr(options.events, name)
-        check(takes_it or given is None, name, given, "these files say that themselves; leave it out")
+        given, rule = getattr(options.events, name), "these files say that themselves; leave it out"
+        check(takes_it or given is None, name, given, rule)
     copies = find_copies(root, paths)
     how = (options.val_fraction, config.test_fraction, copies)
     split = parted("event_folder", classes, parts, *how)

@@ -11,9 +11,9 @@ from spikeformer_lt.config import check
 from spikeformer_lt.layers.attention import EncoderBlock, SpikingMLP
 from spikeformer_lt.layers.inputs import listed
 from spikeformer_lt.layers.neuron import make_activation
-from spikeformer_lt.layers.stems import read_on
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import (Chain, ConvLayer, ConvUnit, Reads, emitted, map_rows)
+from spikeformer_lt.layers.stems import read_on
+from spikeformer_lt.layers.units import Chain, ConvLayer, ConvUnit, Reads, emitted, map_rows
 from spikeformer_lt.models.qkformer import DVS, HierarchicalStem, Plan, stage_plans
 from spikeformer_lt.models.spikformer_convert import MAX_FORMER
 from spikeformer_lt.models.spiking_transformer import SpikingTransformer

@@ -12,9 +12,9 @@ from spikeformer_lt.layers.attention import EncoderBlock, TokenAttention, join, 
 from spikeformer_lt.layers.inputs import at_least_one, listed
 from spikeformer_lt.layers.neuron import NeuronConfig
 from spikeformer_lt.layers.patches import through
-from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import (Chain, ConvLayer, ConvUnit, Reads)
+from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on
+from spikeformer_lt.layers.units import Chain, ConvLayer, ConvUnit, Reads
 from spikeformer_lt.models.spikformer_convert import QKFORMER
 from spikeformer_lt.models.spiking_transformer import SpikingTransformer
 from spikeformer_lt.registry import register_model

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from spikeformer_lt.layers.inputs import at_least_one
 from spikeformer_lt.layers.neuron import make_activation
-from spikeformer_lt.layers.stems import StemUnit
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import (ConvLayer, Reads, emitted, map_rows)
+from spikeformer_lt.layers.stems import StemUnit
+from spikeformer_lt.layers.units import ConvLayer, Reads, emitted, map_rows
 from spikeformer_lt.models.spikformer_convert import SPIKE_DRIVEN
 from spikeformer_lt.models.spiking_transformer import CurrentStem, SpikingTransformer, draw_normal
 from spikeformer_lt.registry import register_model

@@ -12,7 +12,7 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.inputs import at_least_one, listed
 from spikeformer_lt.layers.neuron import NeuronConfig, make_activation
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import (Chain, ConvLayer, Reads)
+from spikeformer_lt.layers.units import Chain, ConvLayer, Reads
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, halved
 from spikeformer_lt.registry import register_model
 

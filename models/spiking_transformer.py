@@ -26,9 +26,9 @@ from spikeformer_lt.layers.patches import (
     narrowed,
     through,
 )
-from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on, stem_stages
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import (Chain, ConvLayer, ConvUnit, Reads, chains_of_parts)
+from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on, stem_stages
+from spikeformer_lt.layers.units import Chain, ConvLayer, ConvUnit, Reads, chains_of_parts
 
 
 class CurrentStem(SpikingStem):

@@ -11,7 +11,7 @@ from spikeformer_lt.config import check
 from spikeformer_lt.errors import ConfigError, shown
 from spikeformer_lt.layers.inputs import at_least_one, finite, listed
 from spikeformer_lt.layers.recompute import call
-from spikeformer_lt.layers.units import (Chain, ConvLayer, Reads, chain_of, map_rows)
+from spikeformer_lt.layers.units import Chain, ConvLayer, Reads, chain_of, map_rows
 from spikeformer_lt.models.spiking_cnn import SpikingCNN, halved
 from spikeformer_lt.registry import register_model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from itertools import pairwise
@@ -45,6 +46,7 @@ from spikeformer_lt.models.spikformer_convert import E_SPIKEFORMER, META_SPIKEFO
 from spikeformer_lt.models.spiking_transformer import SpikingTransformer
 from spikeformer_lt.registry import register_model
 
+log = logging.getLogger(__name__)
 _RING = 0, 0, 1, 1, 1, 1  # one place more on each side of maps [..., H, W, C]
 _CONSTANTS = {field.name for field in fields(NeuronConfig)}
 
@@ -472,8 +474,8 @@ class ESpikeFormer(MetaFormer):
         super().__init__(num_classes, T, **options)
         for field in {"attn_scale", "attn_threshold"} & options.keys():
             check(False, field, options[field], "left out: it follows from the width of a head")
-        for field in _CONSTANTS & options.keys() if activation == "ilif" else ():
-            check(False, field, options[field], "left out: neurons of whole numbers have none")
+        if activation == "ilif" and (unread := _CONSTANTS & options.keys()):
+            log.warning("neurons of whole numbers do not read %s", ", ".join(sorted(unread)))
         at_least_one(v_ratio=v_ratio)
         self._v_ratio = v_ratio
         self.assemble(widths, depths, activation, "ilif")

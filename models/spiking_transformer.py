@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,14 @@ from spikeformer_lt.errors import ConfigError
 from spikeformer_lt.layers.attention import EncoderBlock
 from spikeformer_lt.layers.halting import HaltingNeuron, check_halting, run_halting, until_sure
 from spikeformer_lt.layers.inputs import SpikingClassifier, at_least_one, finite
-from spikeformer_lt.layers.neuron import NeuronConfig, carried, carry, make_activation
+from spikeformer_lt.layers.neuron import (
+    LIF,
+    Heaviside,
+    NeuronConfig,
+    carried,
+    carry,
+    make_activation,
+)
 from spikeformer_lt.layers.patches import (
     PatchSelect,
     StagedSelect,
@@ -29,6 +37,8 @@ from spikeformer_lt.layers.patches import (
 from spikeformer_lt.layers.recompute import call
 from spikeformer_lt.layers.stems import SpikingStem, StemUnit, in_a_row, read_on, stem_stages
 from spikeformer_lt.layers.units import Chain, ConvLayer, ConvUnit, Reads, chains_of_parts
+
+log = logging.getLogger(__name__)
 
 
 class CurrentStem(SpikingStem):
@@ -123,9 +133,6 @@ class SpikingTransformer(SpikingClassifier):
         numbers = {"mlp_ratio": mlp_ratio, "attn_scale": attn_scale}
         for field, value in {**numbers, "attn_threshold": attn_threshold}.items():
             check(finite(value), field, value, "a finite number")
-        rest = max(0.0, self.neuron.v_reset or 0.0)
-        rule = f"above {rest:g}, else every neuron of the attention fires at every step"
-        check(attn_threshold > rest, "attn_threshold", attn_threshold, rule)
         at_least_one(**{"embed_dim * mlp_ratio": int(embed_dim * mlp_ratio)})
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self._block: dict[str, Any] = {
@@ -153,6 +160,14 @@ class SpikingTransformer(SpikingClassifier):
         self.blocks: Any = nn.ModuleList(blocks)
         self.stem.feed(self.blocks)
         self.head_act = make_activation(activation, self.neuron) if head_fires else None
+        acts = (getattr(block.attn, "attn_act", None) for block in self.encoder_blocks())
+        if (act := next(filter(None, acts), None)) is not None:
+            rest = getattr(act, "v_reset", None) or 0.0
+            if isinstance(act, LIF | Heaviside) and act.v_threshold <= rest:
+                told = (
+                    "attn_threshold=%g is not above v_reset=%g: the attention fires at every step"
+                )
+                log.warning(told, act.v_threshold, rest)
         self.make_head(self.streams * self.embed_dim)
         self.init_weights()
 
@@ -214,9 +229,10 @@ class SpikingTransformer(SpikingClassifier):
             if attn is None:
                 continue
             asked, share = (False, 0.0) if own is None else (own.rescale, own.sparsity)
-            fits = i >= len(blocks) - count and attn.rescales
-            rule = f"of q k^T v behind the stem; block {i} has a {type(attn).__name__}"
-            check(fits or not asked or share == 0, "rescale", True, rule)
+            fits = i >= len(blocks) - count and getattr(attn, "rescales", False)
+            if asked and share > 0 and not fits:
+                told = "rescale=True does nothing in block %d: its %s is no q k^T v behind the stem"
+                log.warning(told, i, type(attn).__name__)
             attn.rescale_to = self.num_tokens if asked and fits else None
 
     def set_stages(self, stages: Mapping[int, StagedSelect]) -> None:

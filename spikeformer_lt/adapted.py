@@ -270,7 +270,7 @@ def _probe(
     steps = images.shape[1] if frames else T or STEPS
     if frames and T not in (None, steps):
         raise ConfigError(f"T={T} is not allowed: the frames have {steps} steps")
-    rows = rows or (2 if steps != 2 else 3)  # no axis may pass for another
+    again, rows = bool(rows), rows or (2 if steps != 2 else 3)  # no axis may pass for another
     like = next(network.parameters(), torch.empty(0))
     batch = images[torch.arange(rows) % len(images)].to(like.device, like.dtype)
     for feeding in _ways(list(neurons.values()), frames):
@@ -296,7 +296,7 @@ def _probe(
         if said:
             reasons.append(f"{feeding}: {said}")
             continue
-        if given.ndim == 3 and calls.steps == rows:
+        if given.ndim == 3 and calls.steps == rows and not again:
             return _probe(network, T, images, output, reasons, rows + 1)
         every = dict(network.named_parameters())
         pruned = [f"{n}.weight" for n, m in network.named_modules() if isinstance(m, PRUNABLE)]

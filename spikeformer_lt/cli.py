@@ -445,7 +445,7 @@ def jobs_of(
     budget = {"{e}": str(e), "{h}": str(e // 2), "{r}": str(e - e // 2)}
     jobs = []
     for seed, (variant, line) in product(cfg.seeds, rows.items()):
-        recipe, *options = shlex.split(f"{line} --data.name {cfg.data} {cfg.options}")
+        recipe, *options = f"{line} --data.name {cfg.data} {cfg.options}".split()
         options = [f"--{t}" if ASSIGNED.match(t) else budget.get(t, t) for t in options]
         command = (str(RECIPES / recipe), *last_of_each(options), "--train.seed", str(seed))
         name = f"{variant.replace(' ', joints[0]).replace(':', '')}{joints[1]}{seed}"
@@ -532,10 +532,10 @@ def read_find(argv: Sequence[str], prog: str = "find") -> tuple[Any, dict[str, A
         known = f"the searches are {', '.join(names)}; your own needs --plugins FILE.py after it"
         raise ConfigError(f"{given} {known}")
     options = [f"--{t}" if ASSIGNED.match(t) or t.startswith("sparsity=") else t for t in options]
-    in_file = read_mapping(file) if (file := value_of("config", options)) else {}
-    said = [*(f"--{name}={value}" for name, value in flat_values(in_file)), *options]
-    groups = groups_of(search, said)
-    rated = _check_sparsity(search, groups, said)
+    tree = read_mapping(Path(file).expanduser()) if (file := value_of("config", options)) else {}
+    held = {name.replace("-", "_"): value for name, value in flat_values(tree)}
+    groups = groups_of(search, [*(f"--{name}={value}" for name, value in held.items()), *options])
+    rated = _check_sparsity(search, groups, options, held)
     cls = extended(FindAtSparsity if rated else Find, groups)
     cfg: Any = parse(cls, options, f"{prog} {search}")
     if rated and cfg.sparsity is not None:
@@ -584,11 +584,12 @@ def groups_of(search: str, options: Sequence[str]) -> dict[str, Any]:
     return {search: config, **groups_of(inner.replace("-", "_"), ())}
 
 
-def _check_sparsity(search: str, groups: Mapping[str, Any], options: Sequence[str]) -> bool:
-    """Tell whether a search has one rate, and refuse the other way of writing it."""
+def _check_sparsity(search: str, groups: Any, options: Sequence[str], held: Any) -> bool:
+    """Tell whether a search has one rate, and refuse the other way of writing it, or two rates."""
     group, config = [("", None), *groups.items()][-1]  # none of a plug-in's bare function
     rated = hasattr(config, "sparsity")
-    if rated and value_of(f"{group}.sparsity", options) is not None:
+    rates = {held.get(name) for name in ("sparsity", f"{group}.sparsity")} - {None}
+    if rated and (value_of(f"{group}.sparsity", options) is not None or len(rates) > 1):
         common = "it is common to all searches of one rate"
         raise ConfigError(f"--{group}.sparsity is written --sparsity: {common}")
     if config and not rated and value_of("sparsity", options) is not None:

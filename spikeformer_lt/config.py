@@ -56,7 +56,7 @@ DRY_RUN_ENDED = "dry run: options and names are in order; nothing was opened or 
 LAUNCHER = "(a traceback below is the launcher's own: accelerate launch --quiet leaves it out)\n"
 SHORT = {DRY_RUN: "--run.dry-run", "--quick": "--run.quick", "--track": "--train.track"}
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
-ASSIGNED = re.compile(r"[a-z]\w*(\.[A-Za-z][\w-]*)+=")  # group.field=value
+ASSIGNED = re.compile(r"[a-z][\w-]*(\.[A-Za-z][\w-]*)+=")  # group.field=value
 INT_LIMIT, TEXT_LIMIT = 2**63, 4096
 
 

@@ -473,6 +473,12 @@ class MemberOfWhole(tarfile.TarInfo):
         try:
             return super().fromtarfile(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            left, read = 0, b"\0"
+            while not read.strip(b"\0") and left <= _CHUNK and read:
+                left += len(read := tarfile_.fileobj.read(_CHUNK >> 4))
+            if read:  # more than records are filled up with, or something behind the end
+                told = f"its end, at byte {tarfile_.offset}, has something behind it"
+                raise tarfile.ReadError(told) from None
             raise
         except tarfile.HeaderError as fault:
             told = f"it breaks off or is damaged at byte {tarfile_.offset}"

@@ -65,17 +65,23 @@ def test_a_search_around_another_has_the_options_of_both() -> None:
     assert (cfg.biprop.epochs, cfg.biprop.sparsity) == (3, 0.7)
 
 
-@pytest.mark.parametrize("way", ["flag", "assigned", "file"])
+@pytest.mark.parametrize("way", ["flag", "assigned", "dashed", "file"])
 def test_the_search_inside_is_the_one_that_is_named(way: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("early_time:\n  search: early-bird\n")
     said = {"flag": "--early-time.search early-bird", "assigned": "early_time.search=early-bird"}
+    said["dashed"] = "early-time.search=early-bird"
     line = f"early_time {said.get(way, '')} --config {tmp_path / 'a.yaml'}"
     cfg, groups = cli.read_find((line if way == "file" else line.partition(" --config")[0]).split())
     assert list(groups) == ["early_time", "early_bird"]
     assert cfg.early_time.search.replace("-", "_") == "early_bird"
     file = tmp_path / "b.yaml"
     file.write_text("imp:\n  sparsity: 0.5\nsparsity: 0.7\n")
+    one = tmp_path / "c.json"  # as a run's own config.json, which has every option
+    one.write_text('{"sparsity": 0.7, "imp": {"sparsity": 0.7}}')
+    for more, rate in (("", 0.7), (" --sparsity 0.8", 0.8)):
+        assert cli.read_find(f"imp --config {one}{more}".split())[0].imp.sparsity == rate
     given = {"flag": "--imp.sparsity 0.5", "assigned": "imp.sparsity=0.5 sparsity=0.7"}
+    given["dashed"] = given["flag"]
     with pytest.raises(ConfigError, match=r"--imp\.sparsity is written --sparsity"):
         cli.read_find(["imp", *given.get(way, f"--config {file}").split()])
 

@@ -186,8 +186,8 @@ _THEIRS = np.dtype([("x", "<i4"), ("y", "<i4"), ("t", "<i8"), ("p", "i1")])
 class Transforms:
     """Transforms of events, one after the other.
 
-    A random one draws once for each recording: the same in every epoch and process. Times begin at
-    0 in what they get, as theirs do.
+    A random one draws once for each recording: the same in every epoch and process. Times are those
+    of the recording; TimeAlignment lets them begin at 0.
     """
 
     steps: tuple[Callable[[Any], Any], ...]
@@ -225,7 +225,7 @@ class Transforms:
         made: Any = np.empty(len(events), _THEIRS)
         for name in ("x", "y", "p"):
             made[name] = events[name]
-        made["t"] = events["t_us"] - events["t_us"][:1]
+        made["t"] = events["t_us"]
         with isolated_rng(seed_for("transform", key)), decoding(where, "what is transformed"):
             for step in self.steps:
                 if len(made):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -232,7 +232,7 @@ def _cache(
     if source.root is None and options.cache == "auto":
         return MemoryCache()
     folder = options.cache if options.cache != "auto" else str(source.root / ".frames")  # type: ignore[operator]
-    of_tonic = type(source.read).__name__ == "TonicReader"
+    of_tonic = options.transform or type(source.read).__name__ == "TonicReader"
     parameters = {
         "framing": repr(options.framing),
         "policy": repr(options.policy(source.policy)),
@@ -240,7 +240,7 @@ def _cache(
         "transform": options.transform,
         "reader": repr(source.read),
         "reader_code": source_of(source.read),
-        "tonic": version("tonic") if options.transform or of_tonic else "",
+        "tonic": getattr(sys.modules.get("tonic"), "__version__", "") if of_tonic else "",
         "root": "" if options.cache == "auto" else str(source.root and source.root.resolve()),
         "sensor": str(source.sensor),
         "size": size,

@@ -170,16 +170,17 @@ def labelled_files(
     if table or (root / "labels.csv").is_file():
         rows = _table_rows(root, root / (table or "labels.csv"))
     else:
-        paths = scan(root, suffixes)
-        rows = _folder_rows(root, paths)
-        others = [p for p in sorted({*scan(root, ("",))} - {*paths}) if "/" in p]
+        every, ends = scan(root, ("",)), tuple(suffixes)
+        rows = _folder_rows(root, [path for path in every if path.lower().endswith(ends)])
+        others = [p for p in every if "/" in p and not p.lower().endswith(ends)]
         if rows and others:
-            place = rows[0][0].split("/").index(rows[0][1])
+            place = int(any(path.split("/")[0] != label for path, label, _, _ in rows))
             folders = {p.split("/")[place] for p in others if p.count("/") > place}
             lost = folders - {label for _, label, _, _ in rows}
             told = f", and so all of {shown(sorted(lost), 100)}" if lost else ""
-            log.warning(
-                "%s: %d files of other names are left out%s; the first: %s; read are %s",
+            log.log(
+                logging.WARNING if lost else logging.INFO,
+                "%s: %d files of other endings are left out%s; the first: %s; read are %s",
                 name_of(root), len(others), told, shown(others[0]), ", ".join(suffixes),
             )  # fmt: skip
     if not rows:

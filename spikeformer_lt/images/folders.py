@@ -10,7 +10,6 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,9 @@ def map_pixels(data: FileImages, folder: Path) -> NDArray[np.uint8] | None:
     Returns:
         uint8 ``[N, size, size, 3]``, or None.
     """
-    state = [data.size, data.crop, len(data), version("pillow"), sha256_of(__file__)]
+    import PIL
+
+    state = [data.size, data.crop, len(data), PIL.__version__, sha256_of(__file__)]
     digest = hashlib.sha256(json.dumps(state).encode())
     for path in data.paths:
         found = os.stat(data.root / os.fsdecode(path))

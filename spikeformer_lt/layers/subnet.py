@@ -34,7 +34,7 @@ def gains(weight: Tensor, mask: Tensor, per_filter: bool = False) -> Tensor:
     """
     dims = tuple(range(1 if per_filter else 0, weight.ndim))
     kept = mask.sum(dims, keepdim=True)
-    total = torch.where(mask, weight.detach().abs(), 0.0).sum(dims, keepdim=True)
+    total = (weight.detach().abs() * mask).sum(dims, keepdim=True)
     return total / kept.clamp(min=1)
 
 
@@ -77,7 +77,7 @@ def _kept(weight: Tensor, mask: Tensor, binary: bool, per_filter: bool, form: An
     if form is not None:
         return form(torch.where(mask, weight, 0.0)).detach()  # type: ignore[no-any-return]
     kept = signs(weight) * gains(weight, mask, per_filter) if binary else weight
-    return torch.where(mask, kept, 0.0)  # +0 even where the weight is negative or NaN
+    return torch.where(mask, kept, 0.0)  # +0 even where the weight is negative
 
 
 LEARN = ("scores", "weights", "both")
@@ -162,6 +162,7 @@ class _Subnet(nn.Module):
         weight = self.effective_weight().detach().clone()
         plain.weight = nn.Parameter(weight, requires_grad=self._trains)
         plain.bias = self.bias
+        plain._is_full_backward_hook = self._is_full_backward_hook
         return plain.train(self.training)
 
 

@@ -244,7 +244,7 @@ def test_files_that_are_not_read_and_pictures_of_two_classes_are_told(tmp_path, 
     with caplog.at_level(logging.WARNING):
         create_dataset("image_folder", root=str(tmp_path))
     (record,) = caplog.records
-    assert "4 files of other names are left out, and so all of ['bird']" in record.getMessage()
+    assert "4 files of other endings are left out, and so all of ['bird']" in record.getMessage()
     caplog.clear()
     (tmp_path / "cat" / "0.png").replace(tmp_path / "dog" / "more.png")
     shutil.copy(tmp_path / "dog" / "more.png", tmp_path / "cat" / "0.png")

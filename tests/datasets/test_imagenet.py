@@ -149,6 +149,18 @@ def flipped(root):
     path.write_bytes(data)
 
 
+def preallocated(root):
+    path = root / "imagenet1k-train-0001.tar"
+    with tarfile.open(path) as tar:
+        place = tar.getmembers()[6].offset
+    path.write_bytes(path.read_bytes()[:place] + bytes(1 << 21))
+
+
+def joined(root):
+    path = root / "imagenet1k-train-0001.tar"
+    path.write_bytes(path.read_bytes() + (root / "imagenet1k-train-0000.tar").read_bytes())
+
+
 def second(root):
     put_tar(root / "train-2.tar", [(jpeg(1), 1)] * 2)
     with tarfile.open(root / "train-2.tar", "a") as tar:
@@ -177,6 +189,8 @@ def huge(root):
         (cut, "is no whole tar"),
         (cut_between_pictures, "is no whole tar: 'it breaks off or is damaged at byte"),
         (flipped, "is no whole tar: 'it breaks off or is damaged at byte"),
+        (preallocated, "is no whole tar: 'its end, at byte .* has something behind it"),
+        (joined, "is no whole tar: 'its end, at byte .* has something behind it"),
         (second, r"n1_000\.png' is a second picture|has 0 bytes"),
         (linked, r"evil\.jpg\S* is no plain file"),
         (huge, "is no whole tar|has 1099511627776 bytes"),

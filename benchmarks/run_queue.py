@@ -98,10 +98,12 @@ class Folder:
         return (self.runs / run / "report.json").is_file()
 
     def state(self, row: Row) -> str:
-        """State of a run: what the queue holds back, or what the folder says."""
+        """State of a run: what the queue holds back or has done, or what the folder says."""
         run = row["run"]
-        if row["state"] in HELD or self.done(run) or self.pid(run):
-            return row["state"] if row["state"] in HELD else "done" if self.done(run) else "running"
+        if row["state"] in (*HELD, "done"):  # results of other folders are kept in the queue alone
+            return row["state"]
+        if self.done(run) or self.pid(run):
+            return "done" if self.done(run) else "running"
         ends = [one["status"] for one in read_csv(self.sessions) if one["run"] == run]
         if ends and int(ends[-1]) not in (0, *STOPPED):
             return "failed"

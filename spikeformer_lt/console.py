@@ -314,7 +314,7 @@ def size_of(name: str) -> tuple[str, str, str, str]:
     try:
         with torch.device("meta"):
             net: Any = create_model(name, num_classes=10)
-    except SpikeformerError:  # one with keywords of its own
+    except Exception:  # one with keywords of its own, or that a plug-in wrote for its own data
         return name, "?", "?", "?"
     side, channels = getattr(net, "image_size", None), getattr(net, "in_channels", None)
     size = "x".join(map(str, side)) if isinstance(side, tuple) else side

@@ -141,7 +141,10 @@ def own_entries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("own_entries")
-def test_a_named_model_and_data_set_bring_their_options(tmp_path: Path) -> None:
+def test_a_named_model_and_data_set_bring_their_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(registry.VARIABLE, "")  # as it is again afterwards
     path = tmp_path / "cli_plugin.py"
     path.write_text(PLUGIN)
     plugins = ["--plugins", str(path)]

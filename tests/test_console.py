@@ -360,12 +360,16 @@ def test_a_model_of_a_plug_in_is_built_to_be_listed(
 ) -> None:
     """In a process of its own, whose registry keeps the name."""
     source = (ROOT / "docs" / "own_model.md").read_text()
-    (tmp_path / "own.py").write_text(source.partition("```python\n")[2].partition("```")[0])
+    broken = "\n\n@register_model\ndef broken(**keywords):\n    assert False\n"
+    (tmp_path / "own.py").write_text(
+        source.partition("```python\n")[2].partition("```")[0] + broken
+    )
     line = [sys.executable, "-P", "-m", "spikeformer_lt", "ls", "models", "--plugins", "own.py"]
     ended = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=True)
-    name = re.findall(r"^def (\w+)", (tmp_path / "own.py").read_text(), re.MULTILINE)[-1]
+    name = re.findall(r"^def (\w+)", (tmp_path / "own.py").read_text(), re.MULTILINE)[-2]
     (row,) = [text.split() for text in ended.stdout.splitlines() if text.startswith(f"{name} ")]
     assert int(row[1].replace(",", "")) > 0
+    assert "\nbroken  " in ended.stdout
 
 
 def test_a_copied_recipe_is_the_recipe_and_replaces_nothing(

@@ -70,8 +70,8 @@ def event_folder(options: EventDataOptions, config: FolderConfig) -> Splits:
         )
     classes, parts = labelled_files(root, SUFFIXES, config.table)
     paths = sorted({file.path for part in parts.values() for file in part})
+    takes_it = any(Path(path).suffix.lower() in TABLE_ENDS for path in paths)
     for name in ("unit", "columns"):
-        takes_it = any(Path(path).suffix.lower() in TABLE_ENDS for path in paths)
         given, rule = getattr(options.events, name), "these files say that themselves; leave it out"
         check(takes_it or given is None, name, given, rule)
     copies = find_copies(root, paths)
@@ -120,11 +120,10 @@ def picture_splits(
         limited,
         pairs_apart,
         parted,
-        shared_groups,
+        report_apart,
     )
     from spikeformer_lt.images.folders import SUFFIXES, FileImages, map_pixels, open_picture
     from spikeformer_lt.preprocess import Preprocess
-    from spikeformer_lt.splits import report_shared
 
     classes, parts = found or labelled_files(root, SUFFIXES, config.table)
     look, marks = name != "imagenet" or options.duplicates == "refuse", shards and shards.marks()
@@ -138,13 +137,7 @@ def picture_splits(
         first = min(sample.path for part in parts.values() for sample in part)
         size = min(224, *open_picture(root / first).size)
     check(1 <= size <= 4096, "image_size", size, "1 to 4096 pixels")
-    if shared := pairs_apart(copies, samples):
-        first = f"the first: {shared[0][0]} and {shared[0][1]}"
-        text = f"{name}: {len(shared)} pictures are in two parts, byte for byte; {first}"
-        report_shared(text, options.duplicates)
-    if people := shared_groups(samples):
-        text = f"{name}: {len(people)} persons are in two parts; the first: {people[0]}"
-        report_shared(text, options.duplicates)
+    report_apart(name, "pictures", pairs_apart(copies, samples), samples, options.duplicates)
     made = {}
     everything = 0 if config.keep_mb == 0 else sum(map(len, samples.values())) * size * size * 3
     for part, own in samples.items():

@@ -30,12 +30,12 @@ from spikeformer_lt.events.split import (
     find_shared,
     limited,
     pairs_apart,
-    shared_groups,
+    report_apart,
 )
 from spikeformer_lt.events.validate import Policy, Report, validate
 from spikeformer_lt.preprocess import Preprocess, Recordings
 from spikeformer_lt.rng import seed_for
-from spikeformer_lt.splits import Splits, described, report_shared
+from spikeformer_lt.splits import Splits, described
 
 log = logging.getLogger(__name__)
 MEAN, STD = (0.0, 0.0), (1.0, 1.0)  # frames are counts: a loader leaves them as they are
@@ -187,13 +187,7 @@ def event_splits(
         shared = [] if source.root is None else find_shared(source.root, samples)
     else:
         shared = pairs_apart(copies, samples)
-    if shared:
-        text = f"{split.name}: {len(shared)} recordings are in two parts, byte for byte"
-        first = f"the first: {shared[0][0]} and {shared[0][1]}"
-        report_shared(f"{text}; {first}", options.duplicates)
-    if people := shared_groups(samples):
-        text = f"{split.name}: {len(people)} persons are in two parts; the first: {people[0]}"
-        report_shared(text, options.duplicates)
+    report_apart(split.name, "recordings", shared, samples, options.duplicates)
     whole = (source, events, size, split.classes, _cache(split.name, source, events, size))
     parts = {p: EventFrames(f"{split.name} {p}", samples[p], *whole) for p in PARTS}
     if events.empty == "skip":
@@ -204,10 +198,8 @@ def event_splits(
     if source.root is not None and (source.root / SIMULATED).is_file():
         notice = f"{name_of(source.root)} is simulated: its results are none on DVS128 Gesture"
         log.warning("NOTICE: %s", notice)
-    form, ticks = (
-        getattr(source.read, "form", ""),
-        getattr(source.read, "microseconds_per_tick", None),
-    )
+    form = getattr(source.read, "form", "")
+    ticks = getattr(source.read, "microseconds_per_tick", None)
     how = Recordings(
         sensor=(source.sensor.height, source.sensor.width), T=events.T, by=events.by,
         window_us=events.window_us, values=events.values, transform=events.transform,

@@ -23,7 +23,7 @@ from spikeformer_lt.disk import parse_json, sha256_of, write_atomic
 from spikeformer_lt.errors import DataError, name_of, near, shown
 from spikeformer_lt.events.recording import opened, regular_size
 from spikeformer_lt.rng import hashed
-from spikeformer_lt.splits import by_class, exact_fraction, held_out, in_proportion
+from spikeformer_lt.splits import by_class, exact_fraction, held_out, in_proportion, report_shared
 
 log = logging.getLogger(__name__)
 PARTS = ("train", "val", "test")
@@ -291,7 +291,8 @@ def parted(
         found["test"] = found.pop("val")
     pool = found.get("train", ())
     grouped = all(sample.group for sample in pool)
-    labels = {sample.path: sample.label for part in parts.values() for sample in part}
+    every = (sample for part in parts.values() for sample in part) if copies else ()
+    labels = {sample.path: sample.label for sample in every}
     if odd := [same for same in copies if len({labels.get(path) for path in same}) > 1]:
         told = f"{len(odd)} files are there under several classes; the first: {shown(odd[0][:2])}"
         log.warning("%s: %s", name, told)
@@ -551,6 +552,19 @@ def shared_groups(parts: Mapping[str, Sequence[Sample]]) -> list[str]:
     """Return the persons, or other groups, of whom samples are in two parts, sorted."""
     seen = Counter(g for own in parts.values() for g in {s.group for s in own if s.group})
     return sorted(group for group, count in seen.items() if count > 1)
+
+
+def report_apart(
+    name: str, what: str, shared: Sequence[tuple[str, str]], parts: Mapping[str, Sequence[Sample]],
+    duplicates: str,
+) -> None:  # fmt: skip
+    """Warn of copies of a set's files, `what`, and of persons in two parts, as `report_shared`."""
+    people = shared_groups(parts)
+    found = ((shared, what, ", byte for byte"), ([(person,) for person in people], "persons", ""))
+    for some, kind, how in found:
+        if some:
+            text = f"{name}: {len(some)} {kind} are in two parts{how}; the first: "
+            report_shared(text + " and ".join(some[0]), duplicates)
 
 
 def find_copies(

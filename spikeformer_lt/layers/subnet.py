@@ -143,12 +143,7 @@ class _Subnet(nn.Module):
     def kept(self) -> Kept:
         """The entries of the mask, for products by lists."""
         known, state = self._kept, None if self.mask.is_inference() else self.mask._version
-        if (
-            known is None
-            or None in (known[0], state)
-            or known[0] != state
-            or (known[1].mask is not self.mask)
-        ):
+        if known is None or state is None or known[0] != state or known[1].mask is not self.mask:
             self._kept = known = state, Kept(self.mask, whole=True)
         return known[1]
 

@@ -3,6 +3,7 @@
 python benchmarks/run_queue.py run FOLDER       # until every row is done; SIGTERM stops it
 python benchmarks/run_queue.py stop FOLDER      # ask all runs to save and end; check that they did
 python benchmarks/run_queue.py status FOLDER    # print the state of every run and update the queue
+python benchmarks/run_queue.py keep FOLDER      # save long runs that stopped beside the queue
 
 The queue is a CSV file, docs/results/queue.csv unless --queue names another; `run` reads it again
 before each start, so that rows can be added meanwhile. FOLDER holds `data`, the data sets, and for
@@ -10,7 +11,9 @@ each commit of the queue a clone `code-COMMIT` with its own `.venv`. It receives
 `sessions.csv`. A command names a recipe and its options; in it DATA stands for FOLDER/data, CODE
 for the clone and RUNS for FOLDER/runs, where a run that is named must be done first. Each run has
 one thread and the lowest priority, or that of --nice, and saves about every ten minutes. Hours are
-CPU hours.
+CPU hours. `keep` writes the newest checkpoint of each run that stopped, and is planned for three
+hours or more, to RUN.zip in a folder `queue` beside the queue, and removes those of runs that are
+done; `run` goes on from there, on another machine too, where FOLDER has nothing of the run.
 """
 
 from __future__ import annotations
@@ -28,11 +31,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from zipfile import ZIP_LZMA, ZipFile
 
 COLUMNS = ("run", "command", "commit", "images/s measured", "hours planned", "hours done", "state")
 QUEUE = Path(__file__).resolve().parents[1] / "docs" / "results" / "queue.csv"
 HELD = ("waits for code", "cut")  # states that a person sets; all others are found out
 CHECKPOINT_S, POLL_S, PATIENCE_S = 600, 0.5, 900
+LONG_H = 3.0  # hours from which a run is kept beside the queue
+PLANES = 4  # bytes of a number, each kept by itself: those of signs and exponents pack well
 USUAL_SPEED = 30.0  # images/s, where none was measured yet
 STOPPED = (143, -signal.SIGTERM)
 
@@ -180,12 +186,65 @@ def run(folder: Folder, queue: Path, jobs: int) -> int:
         for row in rows:
             waits = row["run"] not in failed and folder.state(row) not in (*HELD, "done", "running")
             if alive < jobs and waits and folder.ready(row):
+                own, file = folder.runs / row["run"], kept_file(queue, row["run"])
+                if file.exists() and not own.exists():
+                    bring_back(folder, file, own)
                 going[row["run"]] = folder.start(row), time.time()
                 alive += 1
                 say(f"{row['run']} starts")
         if not going and (told or not alive):
             return 1 if failed and not told else 0
         time.sleep(POLL_S)
+
+
+def kept_file(queue: Path, run: str) -> Path:
+    return queue.parent / "queue" / f"{run}.zip"
+
+
+def keep(folder: Folder, queue: Path) -> int:
+    """Write what each long run needs to go on elsewhere; remove what runs that are done needed."""
+    for row in read_csv(queue):
+        run, file = folder.runs / row["run"], kept_file(queue, row["run"])
+        state, newest = folder.state(row), run / "last" / "LATEST"
+        if state == "done":
+            file.unlink(missing_ok=True)
+        if state != "stopped" or float(row["hours planned"] or 0) < LONG_H:
+            continue
+        checkpoint = newest.with_name(newest.read_text().strip())
+        files = {path for path in run.rglob("*") if path.is_file()}
+        files -= {path for path in files if path.is_relative_to(newest.parent)}
+        files |= {newest, *checkpoint.rglob("*")}
+        data = {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(files)}
+        sessions = [one for one in read_csv(folder.sessions) if one["run"] == row["run"]]
+        data["sessions"] = "".join(f"{','.join(one.values())}\n" for one in sessions).encode()
+        file.parent.mkdir(exist_ok=True)
+        new = file.with_suffix(".tmp")
+        with ZipFile(new, "w", ZIP_LZMA) as kept:
+            for name, content in data.items():
+                for plane in range(PLANES):
+                    kept.writestr(f"{name}/{plane}", content[plane::PLANES])
+        new.replace(file)
+        say(f"{row['run']}: kept, {file.stat().st_size:,} bytes")
+    return 0
+
+
+def bring_back(folder: Folder, file: Path, run: Path) -> None:
+    """Lay out a run that :func:`keep` wrote."""
+    with ZipFile(file) as kept:
+        data = {}
+        for name in {name.rpartition("/")[0] for name in kept.namelist()}:
+            planes = [kept.read(f"{name}/{plane}") for plane in range(PLANES)]
+            data[name] = bytearray(sum(map(len, planes)))
+            for plane, content in enumerate(planes):
+                data[name][plane::PLANES] = content
+    with folder.sessions.open("ab") as sessions:
+        sessions.write(data.pop("sessions"))
+    new = run.with_name(f"{run.name}.tmp")
+    for name, content in data.items():
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        (new / name).write_bytes(content)
+    new.replace(run)
+    say(f"{run.name} goes on from {file}")
 
 
 def stop(folder: Folder) -> int:
@@ -214,6 +273,8 @@ def status(folder: Folder, queue: Path) -> int:
     for row in rows:
         path = folder.runs / row["run"]
         row["state"] = folder.state(row)
+        if row["state"] == "planned" and kept_file(queue, row["run"]).exists():
+            row["state"] = "stopped"
         text = (path / "log.txt").read_text() if (path / "log.txt").exists() else ""
         speeds = re.findall(r"(\d+) images/s", text)
         row["images/s measured"] = max(speeds, key=int, default=row["images/s measured"])
@@ -240,7 +301,7 @@ def main() -> int:
     """Do what the command line says."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("what", choices=("run", "stop", "status"))
+    parser.add_argument("what", choices=("run", "stop", "status", "keep"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--queue", type=Path, default=QUEUE)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
@@ -249,6 +310,8 @@ def main() -> int:
     folder = Folder(given.folder, given.nice)
     if given.what == "run":
         return run(folder, given.queue, given.jobs)
+    if given.what == "keep":
+        return keep(folder, given.queue)
     return stop(folder) if given.what == "stop" else status(folder, given.queue)
 
 

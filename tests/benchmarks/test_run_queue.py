@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,13 +33,14 @@ steps = int(given["train.checkpoint_steps"])
 (out / "options.json").write_text(json.dumps(given))
 if given["kind"] == "fails":
     sys.exit(2)
-saved = out / "last" / "epoch"
+saved = out / "last" / "ckpt-1" / "epoch"
 done = int(saved.read_text()) if saved.exists() else 0
 
 def stop(signum, frame):
     if given["kind"] != "forgets":
-        saved.parent.mkdir(exist_ok=True)
+        saved.parent.mkdir(exist_ok=True, parents=True)
         saved.write_text(str(done))
+        (out / "last" / "LATEST").write_text("ckpt-1")
     sys.exit(143)
 
 signal.signal(signal.SIGTERM, stop)
@@ -72,7 +74,8 @@ class Queue:
             for run, command in commands.items():
                 state = "waits for code" if command.startswith("waits:") else "planned"
                 words = f"recipe.py --data.root DATA/cifar {command.removeprefix('waits:')}"
-                table.writerow([run, words, "abc1234", "", "1.0", "", state])
+                hours = "3.0" if run.startswith("long") else "1.0"
+                table.writerow([run, words, "abc1234", "", hours, "", state])
 
     def start(self, what: str, *options: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -148,7 +151,7 @@ def test_stop_lets_all_save_and_a_new_queue_goes_on_where_they_were(queue: Queue
     assert code == 0 and "a: saved" in text and "b: saved" in text, text
     assert running.wait(1) == 0  # stop waits for the queue, too
     assert queue.states() == {"a": "stopped", "b": "stopped", "c": "planned"}
-    reached = int((queue.path("a") / "last" / "epoch").read_text())
+    reached = int((queue.path("a") / "last" / "ckpt-1" / "epoch").read_text())
     assert reached > 0
     queue.write(a=f"--epochs {reached + 1}", b="--epochs 1")
     assert queue.call("run")[0] == 0
@@ -173,3 +176,36 @@ def test_runs_that_lost_their_queue_are_stopped_and_counted(queue: Queue) -> Non
     assert queue.states() == {"a": "running"}
     code, text = queue.call("stop")
     assert code == 0 and "a: saved" in text
+
+
+def test_a_long_run_that_is_kept_goes_on_on_another_machine(queue: Queue, tmp_path: Path) -> None:
+    queue.write(long="--epochs 100000", short="--epochs 100000")
+    queue.start("run")
+    until(lambda: all((queue.path(run) / "summary.csv").exists() for run in ("long", "short")))
+    assert queue.call("stop")[0] == 0
+    older = queue.path("long") / "last" / "ckpt-0" / "epoch"
+    older.parent.mkdir()
+    older.write_text("0")
+    code, text = queue.call("keep")
+    assert code == 0 and "long: kept" in text and "short" not in text
+    reached = int((queue.path("long") / "last" / "ckpt-1" / "epoch").read_text())
+    files = {
+        path.relative_to(queue.path("long")).as_posix(): path.read_bytes()
+        for path in queue.path("long").rglob("*")
+        if path.is_file() and path != older
+    }
+    shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "sessions.csv").unlink()
+    assert queue.states() == {"long": "stopped", "short": "planned"}
+    queue.write(long=f"--epochs {reached + 1}")
+    code, text = queue.call("run")
+    assert code == 0 and "long goes on from" in text, text
+    log = (queue.path("long") / "log.txt").read_bytes()
+    assert log.startswith(files["log.txt"]) and log.count(b"\n") == reached + 1
+    last = queue.path("long") / "last"
+    assert {path.name for path in last.iterdir()} == {"LATEST", "ckpt-1"}
+    assert (last / "LATEST").read_bytes() == files["last/LATEST"]
+    assert (tmp_path / "sessions.csv").read_text().count("long,") == 2
+    kept = tmp_path / "queue" / "long.zip"
+    assert kept.exists() and queue.states() == {"long": "done"}
+    assert queue.call("keep") == (0, "") and not kept.exists()

@@ -498,7 +498,9 @@ def fused_norm_act(
     if params is None:
         return None
     steps, time, v = count_steps(x, T, kind.__name__), x.shape[0], None
-    repeats = steps // time
+    repeats, dtype = steps // time, x.dtype
+    if x.element_size() == 2 and x.device.type == "cpu":  # the kernel computes in float32
+        x = x.float()
     if lif:
         v = act.start(x[..., ::2, ::2, :] if pooled else x)
     else:  # every step is the first of a LIF
@@ -518,6 +520,7 @@ def fused_norm_act(
         act.keep(last)
     else:
         spikes = spikes[0].unflatten(0, (time, -1)) if pooled else spikes[0]
+    spikes = spikes if spikes.dtype == dtype else spikes.to(dtype)
     for hook in act._forward_hooks.values():  # observers alone: `hooked` refuses all others
         hook(act, (), spikes)
     return spikes

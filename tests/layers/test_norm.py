@@ -12,11 +12,13 @@ from spikingjelly.activation_based import monitor
 from torch import Tensor, nn
 
 from spikeformer_lt.errors import DataError
+from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.neuron import (
     LIF,
     BatchNorm,
     NeuronState,
     carry,
+    fused_norm_act,
     make_activation,
     make_lif,
     norm_act,
@@ -89,6 +91,28 @@ def test_low_precision_input_is_normalised_in_float32() -> None:
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y, BatchNorm(4)(x.float()).bfloat16(), rtol=0, atol=0)
     assert norm.running_mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["lif", "heaviside"])
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_currents_run_the_fused_kernel_in_float32(
+    kind: str, pooled: bool, dtype: torch.dtype
+) -> None:
+    shape = (2, 8, 32, 32, 16)  # large enough for kernels
+    found = []
+    for own in (dtype, torch.float32):
+        torch.manual_seed(0)
+        norm, act = awake(BatchNorm(16), torch.float32), make_activation(kind, NeuronConfig())
+        x = (torch.randn(shape) * 1.5).to(dtype).to(own).requires_grad_()
+        spikes = fused_norm_act(norm, act, x, 2, pooled)
+        assert spikes is not None and spikes.dtype == own
+        spikes.backward(torch.randn_like(spikes, dtype=torch.float32).to(dtype).to(own))
+        assert x.grad is not None and x.grad.dtype == own
+        found.append((spikes, x.grad, norm.weight.grad, *norm.state_dict().values()))
+    for half, single in zip(*found, strict=True):
+        assert torch.equal(half, single.to(half.dtype))
+    assert 0.02 < float(found[1][0].detach().mean()) < 0.99
 
 
 @pytest.mark.parametrize("repeats", [1, 4])

@@ -87,6 +87,16 @@ def test_a_directory_is_one_runs_in_this_process_too(tmp_path):
         assert again.run.resumed
 
 
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_bf16_on_a_processor_without_amx_is_told(tmp_path, monkeypatch, amx: bool, precision: str):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    with experiment(tmp_path, train=replace(TRAIN, mixed_precision=precision)) as one:
+        one.model()
+    told = "mixed_precision=bf16 is slower" in (tmp_path / "log.txt").read_text()
+    assert told == (precision == "bf16" and not amx)
+
+
 @pytest.mark.fault(63)
 def test_a_run_leaves_threads_and_precision_to_the_next(tmp_path):
     before = torch.get_num_threads()

@@ -40,6 +40,7 @@ VARIANTS = {
     "lottery-shuffled": "lottery ticket, shuffled",
     "level4-w90": "all levels 0.9",
     "level4-1bit": "MultiSp, 1 bit encoder",
+    "multisp-lif-1bit": "MultiSp, LIF, 1 bit encoder",
     "rigl90": "RigL 0.9",
     "relu-t1-dense": "ReLU, T 1, dense",
     "relu-t1-rigl90": "ReLU, T 1, RigL 0.9",

@@ -59,6 +59,11 @@ from spikeformer_lt.tickets.one_shot import random_mask
 LAYERS = [("linear", 384, 1152), ("linear", 384, 384), ("linear", 384, 1536), ("linear", 1536, 384)]
 MAPS = [("conv", 48, 96, 32), ("conv", 96, 192, 32), ("conv", 192, 384, 16), ("conv", 384, 384, 8)]
 RATE = 0.17
+UNREAD = {
+    "layers": ("model", "mask", "weights", "how", "residuals", "peer", "before"),
+    "step": ("mask", "weights", "how", "residuals", "batches", "peer"),
+}
+"""Part -> options that it does not read."""
 
 
 class GatedBlock(EncoderBlock):
@@ -219,7 +224,7 @@ def spikingjelly() -> Callable[[Tensor], Tensor]:
 
     size = argparse.Namespace(size="cifar-4-384", published_stem=False, device="cpu")
     model, run = variant(PEER, size)
-    return partial(run, model.eval())
+    return partial(torch.no_grad()(run), model.eval())  # as ours, which keep nothing for gradients
 
 
 def earlier(
@@ -445,6 +450,11 @@ def main() -> None:
     )
     parser.add_argument("--out", default="", help="folder of sparsity_clock.csv and .png")
     args = parser.parse_args()
+    for name in UNREAD.get(args.part, ()):
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--part {args.part} does not read --{name}")
+    if args.peer and (args.model != "spikformer_cifar" or "add" not in args.residuals):
+        parser.error("--peer is a Spikformer-4-384: --model spikformer_cifar, --residuals add")
     keep_heap()
     print(f"{processor()}; torch {torch.__version__}")
     rows = {"whole": whole, "layers": layers, "step": steps}[args.part](args)
@@ -453,7 +463,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         stem = "sparsity_clock" + f"_{args.part}" * (args.part != "whole")
         with (folder / f"{stem}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
             writer.writeheader()
             writer.writerows(rows)
         draw(rows, folder / f"{stem}.png")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 import latency
 import multisp_step
 import pytest
+import sparsity_clock
 import torch
 
 
@@ -32,3 +34,33 @@ def test_a_network_fires_in_evaluation_as_in_training(name):
 def test_the_network_of_the_latency_fires(monkeypatch):
     monkeypatch.setattr(latency, "compact", lambda model: model)
     assert firing(latency.network("heaviside", 0.9), torch.randn(1, 3, 32, 32)) > 0.02
+
+
+def test_the_peer_keeps_nothing_for_gradients_either():
+    assert not sparsity_clock.spikingjelly()(torch.randn(1, 3, 32, 32)).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--part layers --residuals add", "--part layers does not read --residuals"),
+        ("--part step --batches 1", "--part step does not read --batches"),
+        ("--peer --model spiking_vgg16", "--peer is a Spikformer-4-384"),
+        ("--peer --residuals iand", "--peer is a Spikformer-4-384"),
+    ],
+)
+def test_an_option_that_is_not_read_is_refused(options, told, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sparsity_clock.py", *options.split()])
+    with pytest.raises(SystemExit):
+        sparsity_clock.main()
+    assert told in capsys.readouterr().err
+
+
+def test_rows_that_differ_in_their_columns_are_written(monkeypatch, tmp_path):
+    rows = [{"what": "iand", "ratio": 1.0}, {"what": "add", "ratio": 2.0, "peer_ratio": 4.0}]
+    monkeypatch.setattr(sparsity_clock, "whole", lambda args: rows)
+    monkeypatch.setattr(sparsity_clock, "draw", lambda rows, path: None)
+    monkeypatch.setattr(sys, "argv", ["sparsity_clock.py", "--out", str(tmp_path)])
+    sparsity_clock.main()
+    written = (tmp_path / "sparsity_clock.csv").read_text().split()
+    assert written == ["what,ratio,peer_ratio", "iand,1.0,", "add,2.0,4.0"]

@@ -101,16 +101,18 @@ def main() -> None:
     cpus = len(os.sched_getaffinity(0))
     asked = [*range(1, cpus + 1), 0] if args.threads is None else args.threads
     run(1, 1)  # compiles
-    fastest = float("inf")
+    found: list[tuple[int, float, str]] = []
     for busy in args.busy:
         for threads in asked:
             with neighbours(busy):
                 seconds, used = min(run(threads, args.epochs) for _ in range(args.rounds))
-            fastest = min(fastest, seconds) if busy == min(args.busy) else fastest
-            print(
-                f"{busy:2} busy beside, threads {threads or 'default':>7}: {seconds:7.1f} s "
-                f"{seconds / fastest:6.2f}x, {used:6.1f} s of processors", flush=True,
-            )  # fmt: skip
+            told = f"{busy:2} busy beside, threads {threads or 'default':>7}: {seconds:7.1f} s"
+            found.append((busy, seconds, f"{told}, {used:6.1f} s of processors"))
+            print(found[-1][2], flush=True)
+    fastest = min(seconds for busy, seconds, _ in found if busy == min(args.busy))
+    print("\nover the fastest run alone:")
+    for _, seconds, told in found:
+        print(f"{told}, {seconds / fastest:6.2f}x")
 
 
 if __name__ == "__main__":

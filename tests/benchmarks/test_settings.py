@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 
+import busy
 import latency
 import multisp_step
 import pytest
@@ -64,3 +66,22 @@ def test_rows_that_differ_in_their_columns_are_written(monkeypatch, tmp_path):
     sparsity_clock.main()
     written = (tmp_path / "sparsity_clock.csv").read_text().split()
     assert written == ["what,ratio,peer_ratio", "iand,1.0,", "add,2.0,4.0"]
+
+
+@pytest.mark.parametrize("order", ["0 1", "1 0"])
+def test_ratios_are_to_the_fastest_run_alone(order, monkeypatch, capsys):
+    beside = [0]
+
+    @contextlib.contextmanager
+    def neighbours(count):
+        beside.append(count)
+        yield
+
+    took = {(0, 1): 20.0, (0, 2): 10.0, (1, 1): 30.0, (1, 2): 40.0}
+    monkeypatch.setattr(busy, "neighbours", neighbours)
+    monkeypatch.setattr(busy, "run", lambda threads, epochs: (took[beside[-1], threads], 1.0))
+    monkeypatch.setattr(sys, "argv", ["busy.py", "--threads", "1", "2", "--busy", *order.split()])
+    busy.main()
+    found = [line.split() for line in capsys.readouterr().out.splitlines()]
+    ratios = {(int(row[0]), int(row[4][0])): row[-1] for row in found if row and row[-1][-1] == "x"}
+    assert ratios == {(0, 1): "2.00x", (0, 2): "1.00x", (1, 1): "3.00x", (1, 2): "4.00x"}

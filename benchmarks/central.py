@@ -16,7 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from run_queue import read_csv
+from run_queue import read_csv, there
 from tables import compare, exported, put, rows
 
 from spikeformer_lt.layers.kernels.simd import PROCESSOR
@@ -93,7 +93,7 @@ def lines() -> list[str]:
 def main() -> int:
     """Write tables and pages of the finished runs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="as for run_queue.py")
+    parser.add_argument("folder", type=there, help="as for run_queue.py")
     folder: Path = parser.parse_args().folder
     use_plugins([PAGE.parent / "queue" / "relu_twin.py"])
     runs = {v: folder / "runs" / f"{PREFIX}{name}" for name, v in VARIANTS.items()}

@@ -15,7 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from run_queue import read_csv
+from run_queue import read_csv, there
 from tables import compare, exported, put, rows
 
 from spikeformer_lt.training.jobs import Job
@@ -102,7 +102,7 @@ def table(folder: Path, family: str, prefix: str, packed: dict[str, tuple[str, s
 def main() -> int:
     """Write the tables of every family and data set, and those of the page between its marks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="as for run_queue.py")
+    parser.add_argument("folder", type=there, help="as for run_queue.py")
     given = parser.parse_args()
     for prefix, data in SETS.items():
         head = f"| network | {' | '.join(COLUMNS.values())} |"

@@ -120,12 +120,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("words", nargs="*", help="parts of paths; none is all")
     words = parser.parse_args().words
-    for path, draw in pictures():
-        if not words or any(word in str(path.relative_to(RESULTS)) for word in words):
+    names = {str(path.relative_to(RESULTS)): (path, draw) for path, draw in pictures()}
+    if lost := [word for word in words if not any(word in name for name in names)]:
+        parser.error(f"no picture has {' or '.join(lost)} in its path")
+    for name, (path, draw) in names.items():
+        if not words or any(word in name for word in words):
             with TemporaryDirectory() as place:
                 draw(path, Path(place))
                 path.write_bytes((Path(place) / path.name).read_bytes())
-            print(path.relative_to(RESULTS))
+            print(name)
 
 
 if __name__ == "__main__":

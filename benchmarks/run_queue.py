@@ -148,6 +148,13 @@ def read_csv(path: Path) -> list[Row]:
     return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
 
+def there(text: str) -> Path:
+    """A path of the command line that must exist."""
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"{text}: there is no such file or folder")
+    return Path(text)
+
+
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
@@ -302,8 +309,8 @@ def main() -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("what", choices=("run", "stop", "status", "keep"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--queue", type=Path, default=QUEUE)
+    parser.add_argument("folder", type=there)
+    parser.add_argument("--queue", type=there, default=QUEUE)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--nice", type=int, default=19, choices=range(20), metavar="0...19")
     given = parser.parse_args()

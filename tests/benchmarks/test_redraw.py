@@ -87,3 +87,10 @@ def test_words_of_a_picture_fit_in_it_and_lie_apart(path, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Figure, "savefig", look)
     PICTURES[path](path, tmp_path)
+
+
+def test_a_word_of_no_picture_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["redraw.py", "scaling", "curvse"])
+    with pytest.raises(SystemExit):
+        redraw.main()
+    assert "no picture has curvse in its path" in capsys.readouterr().err

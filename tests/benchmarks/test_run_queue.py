@@ -120,6 +120,22 @@ def queue(tmp_path: Path) -> Iterator[Queue]:
         process.wait()
 
 
+@pytest.mark.parametrize("what", ["run", "stop", "status"])
+@pytest.mark.parametrize("lost", ["folder", "queue"])
+def test_a_folder_or_a_queue_that_is_not_there_is_named_and_not_made(
+    what: str, lost: str, queue: Queue
+) -> None:
+    queue.write(first="--epochs 1")
+    given = queue.folder, queue.file
+    if lost == "folder":
+        queue.folder = queue.folder / "nowhere"
+    else:
+        queue.file = queue.folder / "nowhere"
+    code, told = queue.call(what)
+    assert code == 2 and told.endswith("nowhere: there is no such file or folder\n")
+    assert not (given[0] / "nowhere").exists() and "planned" in given[1].read_text()
+
+
 def test_rows_run_in_order_and_one_that_needs_another_waits_for_it(queue: Queue) -> None:
     queue.write(
         second="--epochs 2 --ticket RUNS/first/ticket", first="--epochs 3 --train.batch-size 32",

@@ -187,7 +187,8 @@ def main() -> int:
         if part.skip or seconds < LEAST_S:
             outcomes[part.name] = f"skipped: {part.skip or f'{seconds:.0f} s left for it'}"
         else:
-            if (args.out / "triton.json").exists() and not args.pretend and part.name != "tests":
+            table = not args.pretend and part.name != "tests" and kept.get("kernels") == sources
+            if table and (args.out / "triton.json").exists():
                 env["SPIKEFORMER_TRITON"] = str(args.out / "triton.json")
             print(f"\n== {part.name}, {seconds:.0f} s: {' '.join(part.command)}", flush=True)
             outcomes[part.name] = run(part, seconds, args.out, env)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -127,6 +128,29 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: torch sees no CUDA device; --pretend")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "taken"), [("failed: exit status 1 after 3 s", False), ("done in 3 s", True)]
+)
+def test_the_table_of_kernels_that_failed_here_is_not_taken(
+    outcome: str, taken: bool, gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "triton.json").write_text("{}")  # of earlier sources
+    seen: dict[str, bool] = {}
+
+    def run(part: Any, seconds: float, out: Path, env: dict[str, str]) -> str:
+        seen[part.name] = "SPIKEFORMER_TRITON" in env
+        return outcome
+
+    probe = subprocess.CompletedProcess([], 0, "2.13.0|a GPU", "")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *args, **options: probe)
+    monkeypatch.setattr(gpu.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path), "--data", str(tmp_path)])
+    monkeypatch.delenv("SPIKEFORMER_TRITON", raising=False)
+    gpu.main()
+    assert seen == {"tests": False, "kernels": False, "peers": taken}
 
 
 @pytest.mark.slow

@@ -96,7 +96,6 @@ lint: $(STAMP)
 	@$(PY) -m mypy
 
 docs: $(STAMP)
-	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet && echo "open build/docs/index.html"
 
 wheel-check: $(STAMP)

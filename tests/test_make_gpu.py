@@ -192,3 +192,16 @@ def test_make_installs_from_pytorchs_cpu_index_where_it_is_asked_to(
     local = local.replace("torchvision===0.28.0", "torchvision===0.28.0+cpu")
     assert (tmp_path / "constraints.txt").read_text() == (local if cpu else lines) != ""
     assert len(list(tmp_path.glob(".installed-cpu-*" if cpu else ".installed-[0-9]*"))) == 1
+
+
+def test_make_docs_installs_nothing_beside_what_make_install_did(tmp_path: Path) -> None:
+    """The constraints of the checkout would put a torch for CUDA in the place of CPU=1's."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n')
+    python.chmod(0o755)
+    words = [f"VENV={tmp_path}", f"PYTHON={sys.executable}", "CPU=1"]
+    subprocess.run(["make", "docs", *words], cwd=ROOT, check=True, capture_output=True)
+    asked = (tmp_path / "asked").read_text()
+    assert asked.count("--constraint") == asked.count(f"--constraint {tmp_path}/") == 1
+    assert "mkdocs build" in asked

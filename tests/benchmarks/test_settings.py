@@ -7,6 +7,7 @@ import contextlib
 import sys
 
 import busy
+import dat_readers
 import latency
 import multisp_step
 import pytest
@@ -85,3 +86,12 @@ def test_ratios_are_to_the_fastest_run_alone(order, monkeypatch, capsys):
     found = [line.split() for line in capsys.readouterr().out.splitlines()]
     ratios = {(int(row[0]), int(row[4][0])): row[-1] for row in found if row and row[-1][-1] == "x"}
     assert ratios == {(0, 1): "2.00x", (0, 2): "1.00x", (1, 1): "3.00x", (1, 2): "4.00x"}
+
+
+@pytest.mark.parametrize("form", ["evt2", "evt3"])
+def test_a_recording_has_its_times_in_every_form(form, tmp_path):
+    pytest.importorskip("expelliarmus")
+    path = tmp_path / "a.dat"
+    dat_readers.write(path, 20_000, form)
+    found = dat_readers.reader("ours", form)(path.with_suffix(".raw"))
+    assert (found == dat_readers.reader("ours", "dat")(path)).all()

@@ -70,6 +70,9 @@ def split(root: Path, count: int) -> None:
 
 def table(folder: Path, count: int) -> None:
     """Write runs.csv and table.md."""
+    names = [f"{variant.replace(' ', '-')}-{fold}" for variant in VARIANTS for fold in range(count)]
+    if lost := [name for name in names if not (folder / "runs" / name / "report.json").exists()]:
+        sys.exit(f"error: {folder} has no finished run {', '.join(lost)}")
     rows, lines = [], []
     outcomes: dict[str, list[Outcome]] = {}
     for variant in VARIANTS:

@@ -194,7 +194,9 @@ def main() -> int:
             outcomes[part.name] = run(part, seconds, args.out, env)
             if outcomes[part.name].startswith("done") and not part.resumes:
                 kept[part.name] = sources
-                store.write_text(json.dumps(kept))
+                new = store.with_suffix(".tmp")
+                new.write_text(json.dumps(kept))
+                new.replace(store)
         print(f"== {part.name} {outcomes[part.name]}", flush=True)
     print("\n" + "\n".join(f"{name:8} {outcome}" for name, outcome in outcomes.items()))
     return int(any(outcome.startswith("failed") for outcome in outcomes.values()))

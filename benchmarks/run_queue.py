@@ -314,6 +314,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--nice", type=int, default=19, choices=range(20), metavar="0...19")
     given = parser.parse_args()
+    if given.jobs < 1:
+        parser.error(f"--jobs {given.jobs} starts nothing: 1 or more")
     folder = Folder(given.folder, given.nice)
     if given.what == "run":
         return run(folder, given.queue, given.jobs)

@@ -181,6 +181,8 @@ def whole(args: argparse.Namespace) -> list[dict[str, Any]]:
             dense, listed = compact(model).use_lists("never"), compact(model).use_lists(args.how)
             gap, sops = difference(model), bound(dense, torch.randn(1, 3, *model.image_size))
             print(listed.describe())
+            if not gap < 1e-9:
+                sys.exit(f"error: logits of lists are {gap:.1e} from the dense ones in float64")
             for threads in args.threads:
                 torch.set_num_threads(threads)
                 for batch in args.batches:

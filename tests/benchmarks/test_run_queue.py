@@ -136,6 +136,12 @@ def test_a_folder_or_a_queue_that_is_not_there_is_named_and_not_made(
     assert not (given[0] / "nowhere").exists() and "planned" in given[1].read_text()
 
 
+def test_no_jobs_at_all_are_refused(queue: Queue) -> None:
+    queue.write(a="--epochs 1")
+    code, told = queue.call("run", "--jobs", "0")
+    assert code == 2 and "--jobs 0 starts nothing" in told and not queue.path("a").exists()
+
+
 def test_rows_run_in_order_and_one_that_needs_another_waits_for_it(queue: Queue) -> None:
     queue.write(
         second="--epochs 2 --ticket RUNS/first/ticket", first="--epochs 3 --train.batch-size 32",

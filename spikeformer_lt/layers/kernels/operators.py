@@ -194,9 +194,10 @@ def _conv_weights(grad: Tensor, rows: Tensor, weight: Tensor) -> Any:
     return found.contiguous()
 
 
-def _after_conv(needs: Any, grad: Tensor, rows: Tensor, weight: Tensor, *_: Any) -> Any:
-    gx = conv(grad, weight, True) if needs[0] else None
-    return gx, conv_weights(grad, rows, weight) if needs[1] else None
+def _after_conv(needs: Any, g: Tensor, rows: Tensor, weight: Tensor, turned: bool, _: Any) -> Any:
+    gx = conv(g, weight, not turned) if needs[0] else None
+    pair = (rows, g) if turned else (g, rows)
+    return gx, conv_weights(*pair, weight) if needs[1] else None
 
 
 conv_weights = _operator(

@@ -12,7 +12,7 @@ from torch import Tensor
 from spikeformer_lt import create_model
 from spikeformer_lt.export.inference import compact
 from spikeformer_lt.layers.inputs import NeuronConfig
-from spikeformer_lt.layers.kernels import dispatch, operators
+from spikeformer_lt.layers.kernels import dispatch, operators, winograd
 from spikeformer_lt.layers.neuron import BatchNorm
 
 SOFT = NeuronConfig(1.7, 0.9, None, False, "atan", 2.5, False)
@@ -53,6 +53,15 @@ def test_an_operator_keeps_the_laws_of_torch(case: str) -> None:
     operator = getattr(operators, case.split()[0])
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(operator, cases()[case], test_utils=tests)
+
+
+def test_gradients_of_a_convolution_can_be_differentiated_again() -> None:
+    found = []
+    for conv in (lambda x, w: operators.conv(x, w, False), winograd.direct):
+        x, w = values(1, 1, 4, 4, 16), values(16, 16, 3, 3)
+        (first,) = torch.autograd.grad(conv(x, w).square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.pow(3).sum(), (x, w)))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("neuron", [NeuronConfig(), SOFT, NeuronConfig(v_reset=-0.5, alpha=3.0)])

@@ -117,8 +117,7 @@ class _FoldedSynapse(nn.Module):
 
     def _multiplies_bytes(self, x: Tensor, channels: int, least: int) -> bool:
         usable = self.as_bytes and x.dtype == torch.float32 and channels >= least
-        fits = usable and not in_graph() and is_plain(x) and has_byte_products()
-        return fits and self.has_bytes()
+        return usable and _stands_apart(x) and has_byte_products() and self.has_bytes()
 
     def has_bytes(self) -> bool:
         """Whether the weight is binary, and still what its bytes were made of."""
@@ -126,6 +125,11 @@ class _FoldedSynapse(nn.Module):
             return False
         sources = cast(Tensor, self.weight), self.signs, self.gain
         return bool(self.cache.derive("same", sources, lambda: _is_product(*sources)))
+
+
+def _stands_apart(x: Tensor) -> bool:
+    """Whether nothing follows an operation on `x`: oneDNN's products have no gradients."""
+    return not in_graph() and is_plain(x) and not (x.requires_grad and torch.is_grad_enabled())
 
 
 @dispatch.or_none
@@ -174,7 +178,7 @@ class FoldedConv2d(_FoldedSynapse, nn.Conv2d):
         if whole is None:
             return cast(Tensor, self._conv_forward(maps, self.weight, self.bias))
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        ops, zero = torch.ops.onednn, torch.zeros(len(self.gain), dtype=torch.int64)
+        ops, zero = torch.ops.onednn, torch.zeros_like(self.gain, dtype=torch.int64)
         packed = self.cache.derive("bytes", (self.signs, self.gain), lambda: ops.qconv_prepack(
             self.signs.contiguous(), self.gain, 1.0, 0, *geometry, list(maps.shape)
         ))  # fmt: skip
@@ -233,7 +237,7 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
         if outputs is not None:
             weight, bias = weight[:outputs], bias[:outputs]  # type: ignore[assignment]
         rows = x.numel() // max(1, x.shape[-1])
-        plain = not in_graph() and x.dtype == weight.dtype == torch.float32 and is_plain(x)
+        plain = x.dtype == weight.dtype == torch.float32 and _stands_apart(x)
         if not plain or not rows or mode() == "torch" or not torch.backends.mkldnn.is_available():
             return F.linear(x, weight, bias)
         ops, name = torch.ops.mkldnn, "whole" if outputs is None else "part"
@@ -273,7 +277,7 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
 
         name = "bytes" if outputs == len(self.gain) else "some bytes"
         gain, packed = self.cache.derive(name, (self.signs, self.gain), pack, outputs)
-        zero = torch.zeros(outputs, dtype=torch.int64)
+        zero = torch.zeros_like(gain, dtype=torch.int64)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             flat, 1.0, 0, packed, gain, zero, self.bias[:outputs],
             1.0, 0, torch.float32, "none", [], "",

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spikeformer_lt.export.synapses import FoldedLinear, select_channels
+from spikeformer_lt.export.synapses import FoldedConv2d, FoldedLinear, select_channels
+from spikeformer_lt.layers.kernels import dispatch
+from spikeformer_lt.layers.units import Folded
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4, 7), (1, 7), (0, 7)])
@@ -97,3 +99,21 @@ def test_operations_can_be_counted() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         product(x)
     assert counter.get_total_flops() == 2 * 10 * 48 * 64
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("mode", ["auto", "torch"])
+def test_an_input_that_needs_a_gradient_gets_it(binary: bool, mode: str, monkeypatch) -> None:
+    monkeypatch.setattr(dispatch, "_mode", mode)
+    maps, weight = torch.ones(2, 128, 4, 4).requires_grad_(), torch.randn(16, 128, 3, 3).double()
+    weight = weight.sign() if binary else weight
+    conv = FoldedConv2d(
+        nn.Conv2d(128, 16, 3, padding=1), Folded(weight, torch.zeros(16), None), True
+    )
+    linear = FoldedLinear(weight[..., 0, 0], torch.zeros(16), torch.float32, True)
+    (found,) = torch.autograd.grad(conv(maps).sum(), maps)
+    wanted = nn.grad.conv2d_input(maps.shape, conv.weight, torch.ones(2, 16, 4, 4), padding=1)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    rows = torch.ones(3, 128).requires_grad_()
+    (found,) = torch.autograd.grad(linear(rows).sum(), rows)
+    torch.testing.assert_close(found, linear.weight.sum(0).expand(3, -1), rtol=1e-4, atol=1e-4)

@@ -404,7 +404,7 @@ class Bits:
 
     def dense(self) -> Tensor:
         """The numbers."""
-        x = new(torch.empty(0, dtype=self.dtype), self.shape)
+        x = new(torch.empty(0, dtype=self.dtype, device="cpu"), self.shape)
         args = (self.words, flat(x), self.columns, self.shape[-1])
         cuts = cut(-(-self.columns // 16), x.numel(), 1)
         run(unpack_kernel, cuts, args, counts=(*self.counts, self.planes))

@@ -211,7 +211,7 @@ def bytes_kernel(lo, hi, x, out, odd):
 
 def as_bytes(x: Tensor) -> Tensor | None:
     """Bytes of contiguous whole numbers x from 0 to 255; None if a value is no such number."""
-    out, odd = torch.empty(x.shape, dtype=torch.uint8), np.zeros(1, np.int32)
+    out, odd = torch.empty(x.shape, dtype=torch.uint8, device="cpu"), np.zeros(1, np.int32)
     args = flat(x), out.numpy().reshape(-1), odd
     run(bytes_kernel, cut(x.numel(), x.numel(), 64), args)
     return None if odd[0] else repeat(checked, out, odd)

@@ -298,9 +298,10 @@ def run(
         recorder.steps.append(partial(run, kernel, cuts, args, sums, counts))
     wanted = cuts.size - 1
     try:
-        if wanted == 1:
-            own = () if sums is None else (sums[0],)
-            kernel(cuts[0], cuts[1], *own, *args, *((as_kinds(counts),) if counts else ()))
+        if wanted == 1 or _forked:  # a tape of before the fork has parts
+            for p in range(wanted):
+                own = () if sums is None else (sums[p],)
+                kernel(cuts[p], cuts[p + 1], *own, *args, *((as_kinds(counts),) if counts else ()))
             return
         parallel = _parallel(kernel, counts)
         before = numba.get_num_threads()

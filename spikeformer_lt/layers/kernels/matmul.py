@@ -434,7 +434,7 @@ def attend_bits(x: Bits, heads: int, scale: float, neurons: Neurons) -> Bits | N
     if N % (16 * x.groups) or x.most != 1:
         return None
     made = Bits.empty((T, B, N, dim), x.dtype, 1, x.groups)
-    k = neurons.constants(torch.empty(0, dtype=x.dtype).numpy().dtype)
+    k = neurons.constants(torch.empty(0, dtype=x.dtype, device="cpu").numpy().dtype)
     gain, shift = k.dtype.type(scale * neurons.scale), k.dtype.type(neurons.shift)
     words = x.words.view({1: np.uint16, 2: np.uint32}.get(x.groups, np.uint64))
     sizes = N // (16 * x.groups), heads, dim // heads

@@ -402,7 +402,7 @@ class Product:
         shape = (T, *x.shape[1:-1], made)
         result: Any
         if self.neurons is None:
-            result = new(torch.empty(0, dtype=x.dtype), shape)
+            result = new(torch.empty(0, dtype=x.dtype, device="cpu"), shape)
             out = flat(result)
         else:
             assert isinstance(x, Bits)

@@ -266,16 +266,22 @@ def slow_mkl() -> bool:
 
 
 def transformed(*tensors: Tensor | None) -> bool:
-    """Whether torch.func transforms one of these, or forward-mode derivatives are taken."""
+    """Whether torch.func transforms one of these, or the caller, or forward mode is on."""
     if torch.compiler.is_compiling():
         return False
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return True
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     for x in tensors:  # noqa: SIM110 - a generator costs more than the loop
         if x is not None and wrapped(x):
             return True
     return False
+
+
+def backward_followed() -> bool:
+    """Whether a backward pass is differentiated in turn, or takes several gradients at once."""
+    batched = torch._C._dispatch_tls_is_dispatch_key_included("VmapMode")  # is_grads_batched
+    return batched or torch.is_grad_enabled() or transformed()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from spikeformer_lt import create_model
 from spikeformer_lt.layers.neuron import LIF, Heaviside, NeuronConfig, Sign
 from spikeformer_lt.layers.patches import SCORES, PatchSelect, make_score
 from spikeformer_lt.layers.recompute import set_recompute
-from spikeformer_lt.layers.subnet import install
+from spikeformer_lt.layers.subnet import SubnetLinear, install
 
 SIZES: dict[str, Any] = {"image_size": 16, "T": 2, "v_threshold": 0.2}
 SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 4, **SIZES}
@@ -133,3 +133,12 @@ def test_an_ensemble_trains_under_vmap_and_parts_that_recompute_under_grad() -> 
             wanted = torch.zeros_like(p) if p.grad is None else p.grad
             torch.testing.assert_close(found[n][i], wanted, rtol=1e-9, atol=1e-12)
             torch.testing.assert_close(again[n][i], wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("_kernels")
+def test_what_a_transform_does_not_wrap_is_computed_inside_of_one() -> None:
+    layer, own = SubnetLinear(nn.Linear(5, 5), "both"), torch.randn(2, 5).requires_grad_()
+    x = torch.randn(3, 5)
+    assert torch.equal(vmap(layer)(x), layer(x))
+    assert grad(lambda x: layer(x).sum())(x).shape == x.shape
+    assert torch.equal(vmap(lambda row: row + LIF()(own)[1])(x), x + LIF()(own)[1])

@@ -28,6 +28,7 @@ from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spikeformer_lt.layers.inputs import backward_followed
 from spikeformer_lt.layers.kernels.dispatch import OPEN_TAPES, KernelError, give_up, tape
 
 log = logging.getLogger(__name__)
@@ -327,8 +328,8 @@ def repeat(function: Any, *args: Any, **named: Any) -> Any:
 
 
 def once(kernels: Callable[[], tuple[Tensor | None, ...]]) -> tuple[Tensor | None, ...] | None:
-    """Gradients by the kernels; None if they must be differentiable themselves, or if one fails."""
-    if torch.is_grad_enabled():
+    """Gradients by the kernels; None if torch follows what is computed, or if one fails."""
+    if backward_followed():
         return None
     try:
         return kernels()
@@ -342,7 +343,8 @@ def again(
 ) -> tuple[Tensor | None, ...]:
     """Gradients by running plain torch operations again, differentiable if required."""
     graph = torch.is_grad_enabled()
-    wanted = [x for x in inputs if x is not None and x.requires_grad]
-    with torch.enable_grad():
-        found = iter(torch.autograd.grad(operations(*inputs), wanted, grad, create_graph=graph))
+    with torch.enable_grad():  # views: an input may have hooks, or be made of another one
+        own = [x if x is None else x.view_as(x) for x in inputs]
+        wanted = [x for x in own if x is not None and x.requires_grad]
+        found = iter(torch.autograd.grad(operations(*own), wanted, grad, create_graph=graph))
     return tuple(next(found) if x is not None and x.requires_grad else None for x in inputs)

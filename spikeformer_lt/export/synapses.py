@@ -128,8 +128,9 @@ class _FoldedSynapse(nn.Module):
 
 
 def _stands_apart(x: Tensor) -> bool:
-    """Whether nothing follows an operation on `x`: oneDNN's products have no gradients."""
-    return not in_graph() and is_plain(x) and not (x.requires_grad and torch.is_grad_enabled())
+    """Whether oneDNN may multiply `x` and nothing follows it: its products have no gradients."""
+    apart = mode() != "torch" and not in_graph() and is_plain(x)
+    return apart and not (x.requires_grad and torch.is_grad_enabled())
 
 
 @dispatch.or_none
@@ -238,7 +239,7 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
             weight, bias = weight[:outputs], bias[:outputs]  # type: ignore[assignment]
         rows = x.numel() // max(1, x.shape[-1])
         plain = x.dtype == weight.dtype == torch.float32 and _stands_apart(x)
-        if not plain or not rows or mode() == "torch" or not torch.backends.mkldnn.is_available():
+        if not plain or not rows or not torch.backends.mkldnn.is_available():
             return F.linear(x, weight, bias)
         ops, name = torch.ops.mkldnn, "whole" if outputs is None else "part"
         order = functools.partial(ops._reorder_linear_weight, weight.contiguous(), rows)

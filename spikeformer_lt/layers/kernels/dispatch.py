@@ -31,6 +31,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
@@ -183,7 +184,10 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """Whether all are numbers in memory, and nothing traces, transforms or counts operations."""
     if torch.jit.is_tracing() or type(_get_current_dispatch_mode()) not in _MODES:
         return False
-    if transformed():  # without the tensors: every operation asks this
+    # As `inputs.transformed`, without a call for each: every operation asks this.
+    if not torch.compiler.is_compiling() and (
+        forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    ):
         return False
     for x in tensors:
         if x is not None and not (

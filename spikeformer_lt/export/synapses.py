@@ -263,7 +263,7 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
 
     def takes_bytes(self, x: Tensor) -> bool:
         """Whether this input is multiplied in bytes."""
-        filled = x.numel() > 0 and mode() != "torch"
+        filled = x.numel() > 0
         return filled and self._multiplies_bytes(x, x.shape[-1], 128)
 
     def _multiply_bytes(self, x: Tensor, few: int | None) -> Tensor | None:

@@ -13,7 +13,8 @@ for the clone and RUNS for FOLDER/runs, where a run that is named must be done f
 one thread and the lowest priority, or that of --nice, and saves about every ten minutes. Hours are
 CPU hours. `keep` writes the newest checkpoint of each run that stopped, and is planned for three
 hours or more, to RUN.zip in a folder `queue` beside the queue, and removes those of runs that are
-done; `run` goes on from there, on another machine too, where FOLDER has nothing of the run.
+done; `run` goes on from there, on another machine too, where FOLDER has nothing of the run. It must
+have the same path there, as runs hold those of their data, and the runs that the command names.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
-from zipfile import ZIP_LZMA, ZipFile
+from zipfile import ZIP_LZMA, BadZipFile, ZipFile, ZipInfo
 
 COLUMNS = ("run", "command", "commit", "images/s measured", "hours planned", "hours done", "state")
 QUEUE = Path(__file__).resolve().parents[1] / "docs" / "results" / "queue.csv"
@@ -194,8 +197,9 @@ def run(folder: Folder, queue: Path, jobs: int) -> int:
             waits = row["run"] not in failed and folder.state(row) not in (*HELD, "done", "running")
             if alive < jobs and waits and folder.ready(row):
                 own, file = folder.runs / row["run"], kept_file(queue, row["run"])
-                if file.exists() and not own.exists():
-                    bring_back(folder, file, own)
+                if file.exists() and not own.exists() and not bring_back(folder, file, own):
+                    failed.add(row["run"])
+                    continue
                 going[row["run"]] = folder.start(row), time.time()
                 alive += 1
                 say(f"{row['run']} starts")
@@ -210,48 +214,71 @@ def kept_file(queue: Path, run: str) -> Path:
 
 def keep(folder: Folder, queue: Path) -> int:
     """Write what each long run needs to go on elsewhere; remove what runs that are done needed."""
+    if folder.queue():
+        sys.exit(f"error: a queue runs in {folder.path}: stop it first")
     for row in read_csv(queue):
         run, file = folder.runs / row["run"], kept_file(queue, row["run"])
         state, newest = folder.state(row), run / "last" / "LATEST"
         if state == "done":
             file.unlink(missing_ok=True)
-        if state != "stopped" or float(row["hours planned"] or 0) < LONG_H:
+        long = float(row["hours planned"] or 0) >= LONG_H
+        if state != "stopped" or not long or not newest.is_file():
+            continue
+        own = [one for one in read_csv(folder.sessions) if one["run"] == row["run"]]
+        sessions = [",".join(one.values()) for one in own]
+        if file.exists() and set(unpacked(file)["sessions"].decode().split()) - set(sessions):
+            say(f"{row['run']}: NOT kept, {file.name} has been trained on elsewhere")
             continue
         checkpoint = newest.with_name(newest.read_text().strip())
         files = {path for path in run.rglob("*") if path.is_file()}
-        files -= {path for path in files if path.is_relative_to(newest.parent)}
-        files |= {newest, *checkpoint.rglob("*")}
-        data = {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(files)}
-        sessions = [one for one in read_csv(folder.sessions) if one["run"] == row["run"]]
-        data["sessions"] = "".join(f"{','.join(one.values())}\n" for one in sessions).encode()
+        files = {p for p in files if not p.is_relative_to(newest.parent)} | {newest}
+        files |= {path for path in checkpoint.rglob("*") if path.is_file()}
+        data = {path.relative_to(run).as_posix(): path.read_bytes() for path in files}
+        data["sessions"] = "".join(f"{line}\n" for line in sessions).encode()
         file.parent.mkdir(exist_ok=True)
         new = file.with_suffix(".tmp")
         with ZipFile(new, "w", ZIP_LZMA) as kept:
-            for name, content in data.items():
-                for plane in range(PLANES):
-                    kept.writestr(f"{name}/{plane}", content[plane::PLANES])
+            for name, plane in sorted(product(data, range(PLANES))):
+                info = ZipInfo(f"{name}/{plane}")  # of one date: equal runs have equal bytes
+                kept.writestr(info, data[name][plane::PLANES], ZIP_LZMA)
         new.replace(file)
         say(f"{row['run']}: kept, {file.stat().st_size:,} bytes")
     return 0
 
 
-def bring_back(folder: Folder, file: Path, run: Path) -> None:
-    """Lay out a run that :func:`keep` wrote."""
+def unpacked(file: Path) -> dict[str, bytearray]:
+    """Contents by name of a file that :func:`keep` wrote."""
+    data = {}
     with ZipFile(file) as kept:
-        data = {}
         for name in {name.rpartition("/")[0] for name in kept.namelist()}:
+            if name.startswith("/") or ".." in name.split("/"):
+                raise BadZipFile(f"{name} lies outside")
             planes = [kept.read(f"{name}/{plane}") for plane in range(PLANES)]
             data[name] = bytearray(sum(map(len, planes)))
             for plane, content in enumerate(planes):
                 data[name][plane::PLANES] = content
-    with folder.sessions.open("ab") as sessions:
-        sessions.write(data.pop("sessions"))
-    new = run.with_name(f"{run.name}.tmp")
-    for name, content in data.items():
-        (new / name).parent.mkdir(parents=True, exist_ok=True)
-        (new / name).write_bytes(content)
-    new.replace(run)
+    return data
+
+
+def bring_back(folder: Folder, file: Path, run: Path) -> bool:
+    """Lay out a run that :func:`keep` wrote; False, and a word, for a file that is none."""
+    try:
+        data = unpacked(file)
+        sessions = data.pop("sessions").decode().splitlines(keepends=True)
+        new = run.with_name(f"{run.name}.tmp")
+        shutil.rmtree(new, ignore_errors=True)
+        for name, content in data.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / name).write_bytes(content)
+        new.replace(run)
+    except (OSError, BadZipFile, KeyError) as error:
+        say(f"{run.name} does not start: {file}: {error}")
+        return False
+    known = folder.sessions.read_text().splitlines(keepends=True)
+    with folder.sessions.open("a") as table:
+        table.writelines(line for line in sessions if line not in known)
     say(f"{run.name} goes on from {file}")
+    return True
 
 
 def stop(folder: Folder) -> int:

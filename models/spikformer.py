@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 from spikeformer_lt.layers.inputs import at_least_one
@@ -69,7 +68,10 @@ class Spikformer(SpikingTransformer):
         """Draw the linear maps anew from a normal distribution of deviation 0.02, cut at 2."""
         draw_linear(self)
 
-    stem = property(attrgetter("conv_pep"), doc="The patch embedding.")
+    @property
+    def stem(self) -> ConvPEP:
+        """The patch embedding."""
+        return self.conv_pep
 
 
 def sized(defaults: dict[str, Any], kwargs: dict[str, Any]) -> Spikformer:

@@ -128,8 +128,8 @@ class _FoldedSynapse(nn.Module):
 
 
 def _stands_apart(x: Tensor) -> bool:
-    """Whether oneDNN may multiply `x` and nothing follows it: its products have no gradients."""
-    apart = mode() != "torch" and not in_graph() and is_plain(x)
+    """Whether oneDNN may multiply `x`, which needs no gradient: its products have none."""
+    apart = not in_graph() and mode() != "torch" and is_plain(x)
     return apart and not (x.requires_grad and torch.is_grad_enabled())
 
 
@@ -139,7 +139,7 @@ def _whole_bytes(x: Tensor) -> Tensor | None:
 
     None if a value is no such number: a hook may have changed spikes.
     """
-    if mode() == "torch" or dispatch.is_broken():
+    if dispatch.is_broken():
         made, recorder = x.to(torch.uint8), dispatch.tape()
         if recorder is not None:
             recorder.steps.append(functools.partial(_check_bytes, made, x))
@@ -263,8 +263,7 @@ class FoldedLinear(_FoldedSynapse, nn.Linear):
 
     def takes_bytes(self, x: Tensor) -> bool:
         """Whether this input is multiplied in bytes."""
-        filled = x.numel() > 0
-        return filled and self._multiplies_bytes(x, x.shape[-1], 128)
+        return x.numel() > 0 and self._multiplies_bytes(x, x.shape[-1], 128)
 
     def _multiply_bytes(self, x: Tensor, few: int | None) -> Tensor | None:
         outputs = self.out_features if few is None else few

@@ -499,8 +499,8 @@ def fused_norm_act(
         return None
     steps, time, v = count_steps(x, T, kind.__name__), x.shape[0], None
     repeats, dtype = steps // time, x.dtype
-    if x.element_size() == 2 and x.device.type == "cpu":  # the kernel computes in float32
-        x = x.float()
+    if x.element_size() == 2 and x.device.type == "cpu" and dispatch.mode() != "torch":
+        x = x.float()  # as the kernel computes
     if lif:
         v = act.start(x[..., ::2, ::2, :] if pooled else x)
     else:  # every step is the first of a LIF

@@ -415,8 +415,8 @@ class Experiment:
         log.info("***** %s *****", self.run.run_id)
         notices = ranks.launcher_notices(trainer.world, train.mixed_precision, train.accumulate)
         half = train.mixed_precision == "bf16" and trainer.accelerator.device.type == "cpu"
-        if half and not torch.cpu._is_amx_tile_supported():
-            notices.append("train.mixed_precision=bf16 is slower than float32 on a CPU without AMX")
+        if half and not torch.cpu.get_capabilities().get("amx_bf16", False):
+            notices.append("train.mixed_precision=bf16 was measured slower on CPUs without AMX")
         for line in filter(None, [self.notice, *notices]):
             log.warning("NOTICE: %s", line)
         sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"

@@ -408,7 +408,7 @@ class TrainConfig:
     ema_decay: float = 0.0
     """Decay of the weight average that is validated and kept; 0 turns it off."""
     mixed_precision: str = "no"
-    """With bf16 neurons, BatchNorm, gains and mask sums stay float32; a CPU needs AMX for it."""
+    """With bf16 neurons, BatchNorm, gains and mask sums stay float32; on a CPU it pays with AMX."""
     recompute: bool = False
     """Keep only the inputs of blocks and layers for the backward pass and compute the rest again:
     less memory, more time, the same gradients."""

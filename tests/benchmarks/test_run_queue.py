@@ -210,6 +210,13 @@ def test_a_long_run_that_is_kept_goes_on_on_another_machine(queue: Queue, tmp_pa
     older.write_text("0")
     code, text = queue.call("keep")
     assert code == 0 and "long: kept" in text and "short" not in text
+    kept = tmp_path / "queue" / "long.zip"
+    once, sessions = kept.read_bytes(), tmp_path / "sessions.csv"
+    assert queue.call("keep")[0] == 0 and kept.read_bytes() == once
+    lines = sessions.read_text()
+    sessions.write_text("run,start,end,cpu_s,status\nlong,1,2,1,143\n")  # another machine's
+    assert "long: NOT kept" in queue.call("keep")[1] and kept.read_bytes() == once
+    sessions.write_text(lines)
     reached = int((queue.path("long") / "last" / "ckpt-1" / "epoch").read_text())
     files = {
         path.relative_to(queue.path("long")).as_posix(): path.read_bytes()
@@ -217,7 +224,7 @@ def test_a_long_run_that_is_kept_goes_on_on_another_machine(queue: Queue, tmp_pa
         if path.is_file() and path != older
     }
     shutil.rmtree(tmp_path / "runs")
-    (tmp_path / "sessions.csv").unlink()
+    sessions.unlink()
     assert queue.states() == {"long": "stopped", "short": "planned"}
     queue.write(long=f"--epochs {reached + 1}")
     code, text = queue.call("run")
@@ -228,6 +235,14 @@ def test_a_long_run_that_is_kept_goes_on_on_another_machine(queue: Queue, tmp_pa
     assert {path.name for path in last.iterdir()} == {"LATEST", "ckpt-1"}
     assert (last / "LATEST").read_bytes() == files["last/LATEST"]
     assert (tmp_path / "sessions.csv").read_text().count("long,") == 2
-    kept = tmp_path / "queue" / "long.zip"
     assert kept.exists() and queue.states() == {"long": "done"}
     assert queue.call("keep") == (0, "") and not kept.exists()
+
+
+def test_a_kept_run_that_cannot_be_read_stops_no_other(queue: Queue, tmp_path: Path) -> None:
+    queue.write(long="--epochs 1", short="--epochs 1")
+    (tmp_path / "queue").mkdir()
+    (tmp_path / "queue" / "long.zip").write_text("version https://git-lfs.github.com/spec/v1")
+    code, text = queue.call("run")
+    assert code == 1 and "long does not start" in text and "not a zip file" in text
+    assert queue.states() == {"long": "stopped", "short": "done"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from spikeformer_lt.training.evaluate import PREDICTIONS, read_predictions
 
 pytestmark = pytest.mark.recipe
 
+CIFAR = os.environ.get("SPIKEFORMER_CIFAR10", "")
 SHIPPED = Path(__file__).parents[2] / "spikeformer_lt" / "pretrained"
 LEDGER = (
     "sparsity", "conv_pep_bits_per_weight", "macs", "sops", "params", "firing_rate", "purity",
@@ -141,6 +143,18 @@ def test_a_ticket_of_simulated_gestures_that_comes_along_has_the_accuracy_of_its
     card = json.loads((SHIPPED / name / "config.json").read_text())["about"]
     assert found["count"] == card["test_count"]
     assert found["accuracy"] == pytest.approx(card["test_accuracy"], abs=100 / 288)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR, reason="SPIKEFORMER_CIFAR10 names no folder with CIFAR-10")
+def test_the_ticket_of_cifar_10_that_comes_along_has_the_accuracy_of_its_card(
+    recipes: Any, tmp_path: Path
+) -> None:
+    name = "spikformer_cifar.multisp_1bit"
+    found = evaluated(recipes, tmp_path / "a.json", "--run", name, "--data.root", CIFAR)
+    card = json.loads((SHIPPED / name / "config.json").read_text())["about"]
+    assert found["count"] == card["test_count"] == 10_000
+    assert found["accuracy"] == pytest.approx(card["test_accuracy"], abs=0.05)
 
 
 def test_other_time_steps_cost_in_proportion_and_none_are_refused(

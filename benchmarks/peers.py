@@ -47,6 +47,7 @@ import spikeformer_lt  # before torch: one OpenMP for all
 # isort: split
 import safetensors.torch
 import torch
+from multisp_step import settle
 from torch import Tensor, nn
 
 from spikeformer_lt import Mask, Ticket, create_model, load_exported
@@ -109,12 +110,7 @@ def ours(args: argparse.Namespace, activation: str = "lif", sparse: bool = False
         update_masks(model, args)
         score = make_score("rate", model.embed_dim, model.num_classes, model.num_heads)
         model.set_patch(PatchSelect(score, args.patch_sparsity))
-    with torch.no_grad():  # running statistics of this input, so that evaluation fires as well
-        for norm in (m for m in model.modules() if isinstance(m, BatchNorm)):
-            norm.momentum = 1.0
-        model.train()(inputs(args, 4))
-        for norm in (m for m in model.modules() if isinstance(m, BatchNorm)):
-            norm.momentum = 0.1
+    settle(model, inputs(args, 4))
     return model.to(args.device)
 
 

@@ -44,6 +44,7 @@ LONG_H = 3.0  # hours from which a run is kept beside the queue
 PLANES = 4  # bytes of a number, each kept by itself: those of signs and exponents pack well
 USUAL_SPEED = 30.0  # images/s, where none was measured yet
 STOPPED = (143, -signal.SIGTERM)
+UNREADABLE = (OSError, BadZipFile, KeyError)  # what a file that was kept may raise
 
 Row = dict[str, str]
 
@@ -226,7 +227,12 @@ def keep(folder: Folder, queue: Path) -> int:
             continue
         own = [one for one in read_csv(folder.sessions) if one["run"] == row["run"]]
         sessions = [",".join(one.values()) for one in own]
-        if file.exists() and set(unpacked(file)["sessions"].decode().split()) - set(sessions):
+        try:
+            known = unpacked(file)["sessions"].decode().split() if file.exists() else []
+        except UNREADABLE as error:
+            say(f"{row['run']}: NOT kept, {file}: {error}")
+            continue
+        if set(known) - set(sessions):
             say(f"{row['run']}: NOT kept, {file.name} has been trained on elsewhere")
             continue
         checkpoint = newest.with_name(newest.read_text().strip())
@@ -271,7 +277,7 @@ def bring_back(folder: Folder, file: Path, run: Path) -> bool:
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_bytes(content)
         new.replace(run)
-    except (OSError, BadZipFile, KeyError) as error:
+    except UNREADABLE as error:
         say(f"{run.name} does not start: {file}: {error}")
         return False
     known = folder.sessions.read_text().splitlines(keepends=True)

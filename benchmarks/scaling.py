@@ -26,6 +26,7 @@ import spikeformer_lt  # before torch: one OpenMP for all
 
 # isort: split
 import torch
+from multisp_step import settle
 from torch import nn
 
 from spikeformer_lt import Mask, create_model
@@ -58,19 +59,14 @@ def network(setting: dict[str, Any]) -> Any:
         "spikformer_cifar", T=setting["T"], image_size=4 * round(setting["N"] ** 0.5),
         embed_dim=setting["D"], depth=setting["depth"], num_heads=setting["D"] // 32,
     )  # fmt: skip
-    norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
-    for norm in norms:
+    for norm in (m for m in model.modules() if isinstance(m, BatchNorm)):
         nn.init.constant_(norm.bias, 0.35)
-        norm.momentum = 1.0
     if setting["sparsity"]:
         weights = {n: p for n, p in model.named_parameters() if p.ndim > 1}
         inner = [n for n in weights if n != "head.weight"][1:]
         scores = {n: torch.rand_like(weights[n]) for n in inner}
         Mask.from_scores(scores, setting["sparsity"], scope="layer").apply_(model)
-    with torch.no_grad():  # running statistics of such an input, so that evaluation fires, too
-        model.train()(images(setting, 4))
-    for norm in norms:
-        norm.momentum = 0.1
+    settle(model, images(setting, 4))
     return model
 
 

@@ -520,7 +520,7 @@ def fused_norm_act(
         act.keep(last)
     else:
         spikes = spikes[0].unflatten(0, (time, -1)) if pooled else spikes[0]
-    spikes = spikes if spikes.dtype == dtype else spikes.to(dtype)
+    spikes = spikes.to(dtype)
     for hook in act._forward_hooks.values():  # observers alone: `hooked` refuses all others
         hook(act, (), spikes)
     return spikes

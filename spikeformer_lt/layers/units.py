@@ -15,8 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeformer_lt.layers import inputs, subnet
-from spikeformer_lt.layers.inputs import NeuronConfig, autocasts, safe_layout, slow_mkl
+from spikeformer_lt.layers import subnet
+from spikeformer_lt.layers.inputs import (
+    NeuronConfig,
+    autocasts,
+    backward_followed,
+    safe_layout,
+    slow_mkl,
+)
 from spikeformer_lt.layers.kernels import dispatch
 from spikeformer_lt.layers.neuron import (
     LIF,
@@ -243,7 +249,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
-        again = inputs.backward_followed()
+        again = backward_followed()
         grad = grad if again else grad.contiguous()
         found = None if again else dispatch.linear_back(x, weight, grad, (for_x, for_weight))
         if found is None:

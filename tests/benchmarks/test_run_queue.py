@@ -217,6 +217,9 @@ def test_a_long_run_that_is_kept_goes_on_on_another_machine(queue: Queue, tmp_pa
     sessions.write_text("run,start,end,cpu_s,status\nlong,1,2,1,143\n")  # another machine's
     assert "long: NOT kept" in queue.call("keep")[1] and kept.read_bytes() == once
     sessions.write_text(lines)
+    kept.write_text("version https://git-lfs.github.com/spec/v1")
+    assert "long: NOT kept" in queue.call("keep")[1]
+    kept.write_bytes(once)
     reached = int((queue.path("long") / "last" / "ckpt-1" / "epoch").read_text())
     files = {
         path.relative_to(queue.path("long")).as_posix(): path.read_bytes()

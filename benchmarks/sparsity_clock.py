@@ -15,8 +15,9 @@ turn, round after round; figures are medians, ratios are those of our own dense 
 of the dense layer. The same run compares the logits in float64. "sops" is the bound that counting
 operations gives: the share of weights kept, in the layers that are pruned, and the rest as it is.
 With --before an earlier checkout's dense compact network of the same weights runs in turn with
-them, in a process of its own that times itself. A single linear map is compared with our own dense
-one (oneDNN) and, in columns of their own, with torch's dense and CSR products.
+them, in a process of its own that times itself. A single layer is compared with our own dense one
+(oneDNN, Winograd's convolutions) and, in columns of their own, with torch's dense product (oneDNN's
+direct convolution) and, a linear map, with torch's CSR product.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ from spikeformer_lt.tickets.one_shot import random_mask
 LAYERS = [("linear", 384, 1152), ("linear", 384, 384), ("linear", 384, 1536), ("linear", 1536, 384)]
 MAPS = [("conv", 48, 96, 32), ("conv", 96, 192, 32), ("conv", 192, 384, 16), ("conv", 384, 384, 8)]
 RATE = 0.17
+OTHERS = {
+    "csr": "torch's CSR",
+    "peer_ratio": "spikingjelly's dense network",
+    "before_ratio": "{}, dense, a177a96",
+}
+"""Columns of what is drawn beside ours; tables of docs/results have that commit in the last one."""
 UNREAD = {
     "layers": ("model", "mask", "weights", "how", "residuals", "peer", "before"),
     "step": ("mask", "weights", "how", "residuals", "batches", "peer"),
@@ -308,7 +315,10 @@ def layers(args: argparse.Namespace) -> list[dict[str, Any]]:
                 ways: dict[str, Callable[[], object]] = {
                     "dense": whole, "ours": partial(product, made, 4)
                 }  # fmt: skip
-                if not side:
+                if side:
+                    maps = x.flatten(0, 1).movedim(-1, 1).contiguous()
+                    ways["torch"] = partial(theirs, maps)
+                else:
                     ways["csr"] = lambda x=x, csr=csr: csr @ x.flatten(0, -2).t()
                     ways["torch"] = partial(theirs, x)
                 same = float((product(made, 4).dense() != whole()).double().mean())
@@ -383,11 +393,10 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             kept = 100 * (1 - float(row["sparsity"]))
             lines.setdefault(row["what"], set()).add((kept, float(row["ratio"])))
             lines.setdefault("bound by operations", set()).add((kept, float(row["sops"])))
-            others = {"csr": "torch's CSR", "peer_ratio": "spikingjelly's dense network"}
-            for column, name in others.items():
+            for column, name in OTHERS.items():
                 if row.get(column) and float(row[column]):
-                    by = float(row[column]) if column == "csr" else _against(row)
-                    lines.setdefault(name, set()).add((kept, by))
+                    by = float(row[column]) if column == "csr" else _against(row, column)
+                    lines.setdefault(name.format(row["what"]), set()).add((kept, by))
         limit = lines.pop("bound by operations")
         axes.plot(
             *zip(*sorted(limit), strict=True), "--", color="grey", label="bound by operations"
@@ -397,9 +406,11 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axes.plot(*zip(*sorted(set(middle)), strict=True), **style(at), label=name)
         axes.axhline(1.0, color="grey", linewidth=0.8)
         axes.set(title=title, xlabel="weights kept (%), log scale", yscale="log")
-        axes.set_ylim(0.5, 24)
+        least = min(ratio for points in lines.values() for _, ratio in points)
+        ticks = [t for t in (0.0625, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16) if t >= min(0.5, least / 2)]
+        axes.set_ylim(ticks[0], 100)
         axis_of_kept(axes)
-        axes.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 4, 8, 16]))
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
         axes.legend(frameon=False, fontsize=8, loc="upper left")
@@ -414,9 +425,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     save_picture(made, path)
 
 
-def _against(row: dict[str, Any]) -> float:
-    """How many times as fast as our dense form the peer is."""
-    return float(row["ratio"]) / float(row["peer_ratio"])
+def _against(row: dict[str, Any], column: str) -> float:
+    """How many times as fast as our dense form another network is, of which ours is a ratio."""
+    return float(row["ratio"]) / float(row[column])
 
 
 def _kind_of(row: dict[str, Any]) -> str:

@@ -196,7 +196,7 @@ def linear_rows(rows: Tensor, linear: nn.Linear) -> Tensor:
     if not (own or type(linear) is nn.Linear) or torch.compiler.is_compiling() or hooked(linear):
         return linear(rows)  # type: ignore[no-any-return]
     weight: Tensor = linear.effective_weight() if own else linear.weight  # type: ignore[operator]
-    kept: Any = getattr(weight, "kept", None)
+    kept: Any = getattr(linear.weight, "kept", None)
     if isinstance(linear, subnet.SubnetLinear) and dispatch.takes_numba(rows, rows.numel(), weight):
         kept = linear.kept()
     found = None if kept is None else sparse_rows(rows, weight, linear.bias, kept)
@@ -288,7 +288,7 @@ def conv_rows(rows: Tensor, conv: nn.Conv2d) -> Tensor | None:
     if own and not takes(rows, conv.weight):
         return None
     weight: Tensor = conv.effective_weight() if own else conv.weight  # type: ignore[operator]
-    kept: Any = getattr(weight, "kept", None)
+    kept: Any = getattr(conv.weight, "kept", None)
     out = None
     if (part or kept is not None) and dispatch.takes_conv(rows, weight):
         kept = conv.kept() if part else kept  # type: ignore[operator]

@@ -19,6 +19,7 @@ from spikeformer_lt.layers.kernels.bits import Bits
 from spikeformer_lt.layers.kernels.lists import Lists
 from spikeformer_lt.layers.subnet import SubnetConv2d, SubnetLinear
 from spikeformer_lt.layers.units import conv_rows, linear_rows
+from spikeformer_lt.models.bestformer import BalancedConv2d, BalancedLinear
 
 
 @pytest.fixture(autouse=True)
@@ -380,6 +381,27 @@ def test_linear_subnets_train_by_lists(monkeypatch) -> None:
     for a, b in zip((out, *found), (expected, *wanted), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * float(b.detach().abs().max()))
     assert bool((found[1][~layer.mask] != 0).all())
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_layers_that_run_on_a_form_of_their_weight_train_by_lists(conv, monkeypatch) -> None:
+    """Bestformer's balanced signs, under the mask of a phase; one kept weight is 0, as grown."""
+    shape = (2, 2, 8, 8, 16) if conv else (4, 2, 20, 16)
+    x, weight, _, mask, g = case(shape, 48, 1)
+    plain = torch.nn.Conv2d(16, 48, 3, padding=1, bias=False) if conv else torch.nn.Linear(16, 48)
+    layer = (BalancedConv2d if conv else BalancedLinear)(plain.double())
+    weight.detach()[tuple(mask.nonzero()[0])] = 0
+    layer.weight = torch.nn.Parameter(weight.detach())
+    kept, found = dispatch.Kept(mask), []
+    for how in ("never", "always"):
+        monkeypatch.setattr(dispatch, "sparse_mode", lambda how=how: how)
+        with dispatch.kept_weights({layer.weight: kept}):
+            out = conv_rows(x, layer) if conv else linear_rows(x, layer)
+            gx, gw = torch.autograd.grad(out, (x, layer.weight), g)
+        found.append((out, gx, gw * mask))
+    assert all(kept.chosen)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * float(b.detach().abs().max()))
 
 
 def test_a_subclass_with_a_forward_of_its_own_is_called() -> None:

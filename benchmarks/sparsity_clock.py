@@ -47,12 +47,12 @@ from torch import Tensor, nn
 
 from spikeformer_lt import Mask
 from spikeformer_lt.export.inference import CompactModel, compact
-from spikeformer_lt.export.synapses import FoldedLinear, fire
+from spikeformer_lt.export.synapses import FoldedConv2d, FoldedLinear, fire
 from spikeformer_lt.layers import EncoderBlock
 from spikeformer_lt.layers.inputs import NeuronConfig
 from spikeformer_lt.layers.kernels import bits, dispatch, sparse
 from spikeformer_lt.layers.neuron import LIF
-from spikeformer_lt.layers.units import ConvLayer, LinearUnit, map_rows
+from spikeformer_lt.layers.units import ConvLayer, Folded, LinearUnit, map_rows
 from spikeformer_lt.reports.plots import axis_of_kept, figure, save_picture, style
 from spikeformer_lt.runtime import keep_heap
 from spikeformer_lt.tickets.one_shot import random_mask
@@ -305,12 +305,14 @@ def layers(args: argparse.Namespace) -> list[dict[str, Any]]:
                 unit = nn.Conv2d(C, D, 3, padding=1) if side else nn.Linear(C, D)
                 unit.weight, unit.bias = nn.Parameter(weight), nn.Parameter(bias)
                 theirs = unit
-                if not side:
-                    unit = FoldedLinear(weight, bias)
+                # As exports run: Winograd's filters and oneDNN's order of weights are kept.
+                folded = Folded(weight, bias, None)
+                unit = FoldedConv2d(unit, folded) if side else FoldedLinear(weight, bias)
                 csr = weight.flatten(1).to_sparse_csr()
 
                 def whole(unit: Any = unit, x: Tensor = x, side: Any = side) -> object:
-                    return fire(act, map_rows(x, unit) if side else unit(x), 4)
+                    current = unit.winograd(x) if side else unit(x)
+                    return fire(act, map_rows(x, unit) if current is None else current, 4)
 
                 ways: dict[str, Callable[[], object]] = {
                     "dense": whole, "ours": partial(product, made, 4)

@@ -529,11 +529,11 @@ class FoldedAttention(SpikingSelfAttention):
             if attended is not None:
                 return cast(Tensor, self.out(attended, T, stream=stream))
         spikes = dense(spikes)
-        current = dispatch.attention(spikes.unflatten(-1, (3, -1)), self.num_heads, scale)
+        parts = spikes.unflatten(-1, (3, -1))
+        current = dispatch.attention(parts, self.num_heads, scale, self.qkv.fires)
         if current is None:
             q, k, v = (self._heads(part) for part in spikes.chunk(3, -1))
-            summed = spiking_attention(q, k, v) * scale
-            current = rearrange(summed, "t b h n d -> t b n (h d)")
+            current = rearrange(spiking_attention(q, k, v) * scale, "t b h n d -> t b n (h d)")
         out: Tensor = self.out(fire(self.attn_act, current, T), T, stream=stream)
         return out
 

@@ -344,9 +344,9 @@ def or_none(operation: Callable[P, R]) -> Callable[P, R | None]:
 
 
 @or_none
-def attention(x: Tensor, heads: int, scale: float) -> Tensor | None:
-    """``scale q k^T v``, [T, B, N, D], of q, k and v side by side, [T, B, N, 3, D]."""
-    if _triton != "off" and takes_triton("attention", x) and x.shape[-1] // heads <= 64:
+def attention(x: Tensor, heads: int, scale: float, spikes: bool = True) -> Tensor | None:
+    """``scale q k^T v``, [T, B, N, D], of q, k and v [T, B, N, 3, D], which are `spikes` or not."""
+    if spikes and _triton != "off" and takes_triton("attention", x) and x.shape[-1] // heads <= 64:
         found: Tensor = load("triton_kernels").attention(x, heads, scale)
         return found
     if not takes_numba(x, x.numel()):

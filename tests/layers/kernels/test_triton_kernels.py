@@ -153,6 +153,26 @@ def switched(monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda choice: monkeypatch.setattr(dispatch, "_triton", choice)
 
 
+def test_attention_of_an_export_without_spikes_is_not_theirs(switched: Any) -> None:
+    """It would be rounded to float16, in which spikes alone are exact."""
+    from spikeformer_lt import create_model
+    from spikeformer_lt.export.inference import compact
+    from spikeformer_lt.layers.neuron import Relu
+
+    torch.manual_seed(0)
+    model: Any = create_model("spikformer_toy", T=2, image_size=8, depth=1).to(DEVICE)
+    attention: Any = model.blocks[0].attn
+    for unit in (attention.q, attention.k, attention.v, attention.proj):
+        unit.act = Relu()
+    attention.attn_act = Relu()
+    net: Any = compact(model)
+    tokens, found = normal(2, 2, 16, 32).float() * 1000, []
+    for choice in ("off", "on"):
+        switched(choice)
+        found.append(net.net.blocks[0].attn(tokens, 2))
+    assert torch.equal(*found) and found[0].any()
+
+
 def test_a_whole_network_runs_on_them(switched: Any) -> None:
     """The fused norm and LIF, q, k and v together, and attention are reached from the model."""
     from spikeformer_lt import create_model

@@ -47,7 +47,6 @@ import spikeformer_lt  # before torch: one OpenMP for all
 # isort: split
 import safetensors.torch
 import torch
-from multisp_step import settle
 from torch import Tensor, nn
 
 from spikeformer_lt import Mask, Ticket, create_model, load_exported
@@ -59,6 +58,9 @@ from spikeformer_lt.layers.neuron import LIF, BatchNorm
 from spikeformer_lt.layers.patches import PatchSelect, make_score
 from spikeformer_lt.layers.subnet import SubnetConv2d, collapse, get_masks, rankings, set_masks
 from spikeformer_lt.runtime import keep_heap
+
+sys.path.append(str(Path(__file__).parent))  # `python -P`, as `make gpu` runs it, leaves it out
+from multisp_step import settle
 
 IMAGE: dict[str, Any] = {"T": 4, "image_size": 32, "in_channels": 3, "attn_scale": 0.125}
 EVENT: dict[str, Any] = {"T": 16, "image_size": 128, "in_channels": 2, "attn_scale": 0.125}

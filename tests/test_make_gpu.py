@@ -107,6 +107,12 @@ def test_a_part_ends_in_its_time(
             time.sleep(0.05)
 
 
+@pytest.mark.parametrize("script", ["peers.py", "triton_clock.py"])
+def test_a_script_finds_its_neighbours(script: str, gpu: ModuleType, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--help"]
+    subprocess.run(command, env=gpu.environment(tmp_path), check=True, capture_output=True)
+
+
 def test_what_cannot_run_or_is_done_is_skipped_with_the_reason(
     gpu: ModuleType, tmp_path: Path
 ) -> None:

@@ -416,7 +416,10 @@ class Experiment:
         notices = ranks.launcher_notices(trainer.world, train.mixed_precision, train.accumulate)
         half = train.mixed_precision == "bf16" and trainer.accelerator.device.type == "cpu"
         if half and not torch.cpu.get_capabilities().get("amx_bf16", False):
-            notices.append("train.mixed_precision=bf16 was measured slower on CPUs without AMX")
+            notices.append(
+                "train.mixed_precision=bf16 was measured slower than float32 on Intel's CPUs "
+                "without AMX, 0.98 to 1.25 times as fast on a Zen 5"
+            )
         for line in filter(None, [self.notice, *notices]):
             log.warning("NOTICE: %s", line)
         sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"

@@ -1,11 +1,12 @@
-"""Write docs/results/cifar10 from the finished runs `c10x10-*` of the queue.
+"""Write the pages of CIFAR-10 from the finished runs `c10x10-*` and `c10-*` of the queue.
 
 python benchmarks/run_queue.py run FOLDER        # trains
 python benchmarks/run_queue.py status FOLDER
 python benchmarks/central.py FOLDER              # tables, curves and predictions of what is done
 
-Runs that FOLDER did not train keep their files and their row. Milliseconds are of the exports of
-one FOLDER in turn, on its processor.
+Runs of 10 epochs go to docs/results/cifar10, of 30 to docs/results/cifar10-30. Runs that FOLDER did
+not train keep their files and their row. Milliseconds are of the exports of one FOLDER in turn, on
+its processor.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from spikeformer_lt.reports.finished import milliseconds, open_ticket, ready
 from spikeformer_lt.tickets import model_from_ticket
 from spikeformer_lt.training.jobs import Job
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "cifar10"
-PREFIX = "c10x10-"
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+PAGES = {"c10x10-": (RESULTS / "cifar10", 10), "c10-": (RESULTS / "cifar10-30", 30)}
+"""Begin of a run's name -> its page's folder, and the epochs of its runs."""
 VARIANTS = {
     "dense": "dense",
     "multisp-lif": "MultiSp, LIF",
@@ -80,14 +82,36 @@ def costs_of(runs: dict[str, Path], sessions: list[dict[str, str]]) -> dict[str,
     return found
 
 
-def lines() -> list[str]:
-    """The page's table, from the tables of its folder."""
-    costs = {row["variant"]: row for row in read_csv(PAGE / "cost.csv")}
+def lines(page: Path) -> list[str]:
+    """A page's table, from the tables of its folder."""
+    costs = {row["variant"]: row for row in read_csv(page / "cost.csv")}
     found = [f"| {' | '.join(COLUMNS.values())} |", "|---" * len(COLUMNS) + "|"]
-    for row in rows(PAGE):
+    for row in rows(page):
         row |= costs.get(row["variant"], {})
         found.append(f"| {' | '.join(row.get(key) or '-' for key in COLUMNS)} |")
     return found
+
+
+def write(page: Path, epochs: int, runs: dict[str, Path], sessions: list[dict[str, str]]) -> None:
+    """Write a page and its tables; `runs` are those that are here, by the names of variants."""
+    for name, run in runs.items():
+        to = page / name
+        to.mkdir(parents=True, exist_ok=True)
+        for file in KEPT:
+            if (run / file).exists():
+                shutil.copy(run / file, to)
+        for place in (to / "config.json", to / "report.json"):
+            told = place.read_text("utf-8").replace(str(run.parents[1].resolve()), "FOLDER")
+            place.write_text(told, "utf-8")
+    costs = {row["variant"]: row for row in read_csv(page / "cost.csv")}
+    costs |= costs_of({VARIANTS[name]: run for name, run in runs.items()}, sessions)
+    with (page / "cost.csv").open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, COSTS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(costs.values())
+    jobs = [Job(variant, 0, page / name, ()) for name, variant in VARIANTS.items()]
+    compare(page, jobs, f"CIFAR-10, 45,000 images, {epochs} epochs")
+    put(page / "README.md", MARKS, lines(page))
 
 
 def main() -> int:
@@ -95,29 +119,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=there, help="as for run_queue.py")
     folder: Path = parser.parse_args().folder
-    use_plugins([PAGE.parent / "queue" / "relu_twin.py"])
-    runs = {v: folder / "runs" / f"{PREFIX}{name}" for name, v in VARIANTS.items()}
+    use_plugins([RESULTS / "queue" / "relu_twin.py"])
     sessions = read_csv(folder / "sessions.csv")
     trained = {one["run"] for one in sessions}
-    runs = {v: r for v, r in runs.items() if r.name in trained and (r / "report.json").exists()}
-    for run in runs.values():
-        to = PAGE / run.name.removeprefix(PREFIX)
-        to.mkdir(parents=True, exist_ok=True)
-        for file in KEPT:
-            if (run / file).exists():
-                shutil.copy(run / file, to)
-        for place in (to / "config.json", to / "report.json"):
-            told = place.read_text("utf-8").replace(str(folder.resolve()), "FOLDER")
-            place.write_text(told, "utf-8")
-    costs = {row["variant"]: row for row in read_csv(PAGE / "cost.csv")}
-    costs |= costs_of(runs, sessions)
-    with (PAGE / "cost.csv").open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, COSTS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(costs.values())
-    jobs = [Job(variant, 0, PAGE / name, ()) for name, variant in VARIANTS.items()]
-    compare(PAGE, jobs, "CIFAR-10, 45,000 images, 10 epochs")
-    put(PAGE / "README.md", MARKS, lines())
+    for prefix, (page, epochs) in PAGES.items():
+        runs = {name: folder / "runs" / f"{prefix}{name}" for name in VARIANTS}
+        done = {n: r for n, r in runs.items() if r.name in trained and (r / "report.json").exists()}
+        if done:
+            write(page, epochs, done, sessions)
     return 0
 
 

@@ -27,6 +27,7 @@ HEADER = (
 SHORT = ("network", "method", "test accuracy %", "weights removed %", "cost", "by")
 OURS = {
     "cifar10": ("CIFAR-10", "Spikformer-2-96", "4", "0.37", "45,000 images x 10 epochs"),
+    "cifar10-30": ("CIFAR-10", "Spikformer-2-96", "4", "0.37", "45,000 images x 30 epochs"),
     "tickets-cifar10": (
         "CIFAR-10", "spiking VGG, narrow", "5", "0.03", "5,000 images x 8 epochs"
     ),
@@ -60,7 +61,10 @@ LONGER = {
     ("ablation", "reverse"): "18 epochs",
     ("ablation", "literal Algorithm 1"): "18 epochs",
 }
-NETWORKS = {("cifar10", "ReLU, T 1"): ("Spikformer-2-96 with ReLU (ANN)", "1")}
+NETWORKS = {
+    (folder, "ReLU, T 1"): ("Spikformer-2-96 with ReLU (ANN)", "1")
+    for folder in ("cifar10", "cifar10-30")
+}
 """Network and T of rows that begin so, where they are others."""
 ABOUT = {
     "CIFAR-10": "Ours are small networks of a few epochs, most on a part of the images: they "

@@ -338,8 +338,8 @@ def test_weights_that_come_with_the_package_are_those_of_the_results() -> None:
     assert shorter(x).shape == (2, 2, 10)
     with pytest.raises(
         ConfigError,
-        match=r"pretrained=True is not .* what comes along is spikformer_cifar\.multisp_1bit, "
-        "spikformer_digits,",
+        match=r"pretrained=True is not .* what comes along is spikformer_cifar\.dense, "
+        r"spikformer_cifar\.multisp_1bit, spikformer_digits,",
     ):
         lt.create_model("spikformer_cifar", pretrained=True)
     with pytest.raises(

@@ -147,10 +147,10 @@ def test_a_ticket_of_simulated_gestures_that_comes_along_has_the_accuracy_of_its
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CIFAR, reason="SPIKEFORMER_CIFAR10 names no folder with CIFAR-10")
-def test_the_ticket_of_cifar_10_that_comes_along_has_the_accuracy_of_its_card(
-    recipes: Any, tmp_path: Path
+@pytest.mark.parametrize("name", ["spikformer_cifar.multisp_1bit", "spikformer_cifar.dense"])
+def test_a_ticket_of_cifar_10_that_comes_along_has_the_accuracy_of_its_card(
+    name: str, recipes: Any, tmp_path: Path
 ) -> None:
-    name = "spikformer_cifar.multisp_1bit"
     found = evaluated(recipes, tmp_path / "a.json", "--run", name, "--data.root", CIFAR)
     card = json.loads((SHIPPED / name / "config.json").read_text())["about"]
     assert found["count"] == card["test_count"] == 10_000

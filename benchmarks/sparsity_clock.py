@@ -63,9 +63,9 @@ RATE = 0.17
 OTHERS = {
     "csr": "torch's CSR",
     "peer_ratio": "spikingjelly's dense network",
-    "before_ratio": "{}, dense, a177a96",
+    "before_ratio": "{}, dense, earlier",
 }
-"""Columns of what is drawn beside ours; tables of docs/results have that commit in the last one."""
+"""Columns of what is drawn beside ours, the last of the checkout that --before names."""
 UNREAD = {
     "layers": ("model", "mask", "weights", "how", "residuals", "peer", "before"),
     "step": ("mask", "weights", "how", "residuals", "batches", "peer"),

@@ -24,8 +24,11 @@ def test_a_row_of_the_queue_has_a_variant_and_files_when_it_is_done(
 ) -> None:
     rows = {row["run"]: row for row in read_csv(QUEUE) if row["run"].startswith(prefix)}
     own = {run.removeprefix(prefix): row for run, row in rows.items()}
-    own = {n: row for n, row in own.items() if row["state"] != "cut" and "modern-" not in n}
-    assert set(own) <= set(central.VARIANTS)
+    if prefix == "c10-":  # other networks and data have no page yet; not every variant has a row
+        own = {n: row for n, row in own.items() if row["state"] != "cut" and "modern-" not in n}
+        assert set(own) < set(central.VARIANTS)
+    else:
+        assert set(own) == set(central.VARIANTS)
     for name, row in own.items():
         assert (page / name / "report.json").exists() == (row["state"] == "done"), name
     folders = {f.parent.name for f in page.glob("*/report.json")}
